@@ -1,0 +1,1 @@
+"""The suite of vblklab; the folders mirror the package."""
