@@ -1,0 +1,78 @@
+"""The errors of vblklab: typed, one sentence, naming the thing, its value and the remedy."""
+
+from __future__ import annotations
+
+__all__ = [
+    "BadAddress",
+    "ConfigError",
+    "DeviceDied",
+    "DiskError",
+    "JobError",
+    "NotHere",
+    "QueueFull",
+    "Stalled",
+    "VblkError",
+    "VirtioError",
+]
+
+
+class VblkError(Exception):
+    """The base of all. ``remedy`` says what to do; a notebook shows one line instead of a page of traceback."""
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(f"{what}: {remedy}" if remedy else what)
+        self.what = what
+        self.remedy = remedy
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+class ConfigError(VblkError):
+    """A recipe, part or option that cannot be: unknown name, wrong value, impossible combination."""
+
+
+class JobError(ConfigError):
+    """A fio job file or option that is not understood; names section, key and line."""
+
+
+class DiskError(VblkError):
+    """A disk image that cannot be opened or used."""
+
+
+class NotHere(VblkError):
+    """This machine lacks what was asked for; the remedy names the rung that is left."""
+
+
+class VirtioError(VblkError):
+    """The peer broke the specification. ``section`` is the place in the specification."""
+
+    def __init__(self, what: str, section: str = "") -> None:
+        super().__init__(what if not section else f"{what} (VIRTIO 1.4 §{section})")
+        self.section = section
+
+
+class BadAddress(VirtioError):
+    """A guest-physical range that is not memory."""
+
+    def __init__(self, gpa: int, length: int, section: str = "2.7.5") -> None:
+        super().__init__(f"guest-physical range {gpa:#x}+{length:#x} is outside memory", section)
+        self.gpa = gpa
+        self.length = length
+
+
+class QueueFull(VblkError):
+    """No free descriptors now; try again after a completion."""
+
+
+class DeviceDied(VblkError):
+    """The device's thread or process ended while the driver still needed it.  ``traceback`` is the device's own, if it sent one."""
+
+    traceback = ""
+
+    def _render_traceback_(self) -> list[str]:
+        return [*super()._render_traceback_(), *self.traceback.splitlines()]
+
+
+class Stalled(VblkError):
+    """I/O is in flight and nothing is left that could complete it: a notification or a buffer was lost."""

@@ -1,0 +1,33 @@
+"""Device status and the feature bits that belong to no single device type: VIRTIO 1.4 §2.1, §6."""
+
+from enum import IntFlag
+
+
+class Status(IntFlag):
+    """Device status field, §2.1.  Writing 0 resets the device."""
+
+    ACKNOWLEDGE = 1  # VIRTIO_CONFIG_S_ACKNOWLEDGE
+    DRIVER = 2  # VIRTIO_CONFIG_S_DRIVER
+    DRIVER_OK = 4  # VIRTIO_CONFIG_S_DRIVER_OK
+    FEATURES_OK = 8  # VIRTIO_CONFIG_S_FEATURES_OK
+    NEEDS_RESET = 64  # VIRTIO_CONFIG_S_NEEDS_RESET
+    FAILED = 128  # VIRTIO_CONFIG_S_FAILED
+
+
+class Feature(IntFlag):
+    """Reserved feature bits, §6."""
+
+    INDIRECT_DESC = 1 << 28  # VIRTIO_F_INDIRECT_DESC (Linux: VIRTIO_RING_F_INDIRECT_DESC)
+    EVENT_IDX = 1 << 29  # VIRTIO_F_EVENT_IDX (Linux: VIRTIO_RING_F_EVENT_IDX)
+    VERSION_1 = 1 << 32  # VIRTIO_F_VERSION_1
+    ACCESS_PLATFORM = 1 << 33  # VIRTIO_F_ACCESS_PLATFORM
+    RING_PACKED = 1 << 34  # VIRTIO_F_RING_PACKED
+    IN_ORDER = 1 << 35  # VIRTIO_F_IN_ORDER
+    ORDER_PLATFORM = 1 << 36  # VIRTIO_F_ORDER_PLATFORM
+    SR_IOV = 1 << 37  # VIRTIO_F_SR_IOV
+    NOTIFICATION_DATA = 1 << 38  # VIRTIO_F_NOTIFICATION_DATA
+    NOTIF_CONFIG_DATA = 1 << 39  # VIRTIO_F_NOTIF_CONFIG_DATA
+    RING_RESET = 1 << 40  # VIRTIO_F_RING_RESET
+
+
+DEVICE_ID_BLOCK = 2  # VIRTIO_ID_BLOCK

@@ -1,0 +1,71 @@
+"""The block device: VIRTIO 1.4 §5.2."""
+
+from enum import IntEnum, IntFlag
+from struct import Struct
+
+
+class BlkFeature(IntFlag):
+    """Feature bits, §5.2.3."""
+
+    SIZE_MAX = 1 << 1  # VIRTIO_BLK_F_SIZE_MAX
+    SEG_MAX = 1 << 2  # VIRTIO_BLK_F_SEG_MAX
+    GEOMETRY = 1 << 4  # VIRTIO_BLK_F_GEOMETRY
+    RO = 1 << 5  # VIRTIO_BLK_F_RO
+    BLK_SIZE = 1 << 6  # VIRTIO_BLK_F_BLK_SIZE
+    FLUSH = 1 << 9  # VIRTIO_BLK_F_FLUSH
+    TOPOLOGY = 1 << 10  # VIRTIO_BLK_F_TOPOLOGY
+    CONFIG_WCE = 1 << 11  # VIRTIO_BLK_F_CONFIG_WCE
+    MQ = 1 << 12  # VIRTIO_BLK_F_MQ
+    DISCARD = 1 << 13  # VIRTIO_BLK_F_DISCARD
+    WRITE_ZEROES = 1 << 14  # VIRTIO_BLK_F_WRITE_ZEROES
+
+
+class ReqType(IntEnum):
+    """``virtio_blk_req.type``, §5.2.6."""
+
+    IN = 0  # VIRTIO_BLK_T_IN
+    OUT = 1  # VIRTIO_BLK_T_OUT
+    FLUSH = 4  # VIRTIO_BLK_T_FLUSH
+    GET_ID = 8  # VIRTIO_BLK_T_GET_ID
+    DISCARD = 11  # VIRTIO_BLK_T_DISCARD
+    WRITE_ZEROES = 13  # VIRTIO_BLK_T_WRITE_ZEROES
+
+
+class BlkStatus(IntEnum):
+    """The status byte, §5.2.6."""
+
+    OK = 0  # VIRTIO_BLK_S_OK
+    IOERR = 1  # VIRTIO_BLK_S_IOERR
+    UNSUPP = 2  # VIRTIO_BLK_S_UNSUPP
+
+
+REQ_HEADER = Struct("<IIQ")
+"""type, reserved (Linux: ioprio), sector."""
+REQ_HEADER_BYTES = 16
+DISCARD_SEG = Struct("<QII")
+"""``struct virtio_blk_discard_write_zeroes``: sector, num_sectors, flags."""
+DISCARD_SEG_BYTES = 16
+WRITE_ZEROES_UNMAP = 1  # VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP, bit 0 of flags
+ID_BYTES = 20  # VIRTIO_BLK_ID_BYTES
+
+CONFIG_OFFSETS = {
+    "capacity": 0,
+    "size_max": 8,
+    "seg_max": 12,
+    "geometry": 16,
+    "blk_size": 20,
+    "physical_block_exp": 24,
+    "alignment_offset": 25,
+    "min_io_size": 26,
+    "opt_io_size": 28,
+    "writeback": 32,
+    "num_queues": 34,
+    "max_discard_sectors": 36,
+    "max_discard_seg": 40,
+    "discard_sector_alignment": 44,
+    "max_write_zeroes_sectors": 48,
+    "max_write_zeroes_seg": 52,
+    "write_zeroes_may_unmap": 56,
+}
+CONFIG_BYTES = 60
+"""Bytes of the configuration space offered (§5.2.4, through write_zeroes_may_unmap and its padding)."""
