@@ -1,0 +1,102 @@
+"""Engines: ``Simulated`` submits asynchronously to the simulated host, ``Sync`` blocks in preadv and pwritev.
+
+``Sync`` on the simulator blocks its context until the simulated host is done; on the other machines it calls the store for
+real, and what lies between its two trace points is kernel and hardware.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+from ..device import IoOp
+from ..disk import Store
+from ..disk.drive import execute
+from ..events import WAIT
+from ..iostack import IOStack, Plug
+
+__all__ = ["Simulated", "Sync"]
+
+Steps = Generator[Any, int, Any]
+
+
+class _Engine:
+    """What both engines share: operations that wait for ``flush``, operations that are done."""
+
+    def attach(self, iostack: IOStack | None, store: Store, wake: Callable[[], None]) -> None:
+        """Stand on the simulated host's block layer, or on ``store`` alone; ``wake`` notifies whoever may wait for an operation here."""
+        self._iostack = iostack
+        self._store = store
+        self._wake = wake
+        self.batch: list[IoOp] = []
+        self._done: list[IoOp] = []
+        self.in_flight = 0
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    def submit(self, op: IoOp) -> None:
+        """Take an operation."""
+        self.batch.append(op)
+        self.in_flight += 1
+
+    def reap(self) -> list[IoOp]:
+        """The operations that have ended since the last call."""
+        done = self._done
+        if done:
+            self._done = []
+            self.in_flight -= len(done)
+        return done
+
+    def end_io(self, op: IoOp) -> None:
+        """The host's block layer has ended the operation, in a context of the host's."""
+        self._done.append(op)
+        self._wake()
+
+
+class Simulated(_Engine):
+    """Asynchronous, like libaio or io_uring: a batch of operations enters the host in one system call."""
+
+    simulated_only = True
+    batched = True
+
+    def flush(self) -> Steps:
+        batch = self.batch
+        if not batch:
+            return
+        assert self._iostack is not None
+        self.batch = []
+        yield ("host:sys_enter_io_submit", batch[0].io)
+        if len(batch) == 1:
+            yield from self._iostack.submit_bio(batch[0], None, self._wake)
+            return
+        plug = Plug()
+        for op in batch:
+            yield from self._iostack.submit_bio(op, plug, self._wake)
+        yield from self._iostack.flush_plug(plug)
+
+
+class Sync(_Engine):
+    """Blocking: one operation at a time, in the device's own context."""
+
+    simulated_only = False
+    batched = False
+
+    def flush(self) -> Steps:
+        while self.batch:
+            op = self.batch.pop(0)
+            yield ("host:sys_enter_preadv64", op.io)
+            if self._iostack is None:
+                op.status = execute(self._store, op.op, op.sector << 9, op.length, op.segments, op.unmap)
+                self._done.append(op)
+            else:
+                yield from self._iostack.submit_bio(op, None, self._wake)
+                while op.remaining:
+                    yield WAIT
+                self._done.append(op)  # only now: the device's loop must not reap what a vCPU's thread still waits for
+            yield ("host:sys_exit_preadv64", op.io)
+        self._wake()
+
+    def end_io(self, op: IoOp) -> None:
+        """Wake the thread that is blocked in the call."""
+        self._wake()

@@ -1,0 +1,337 @@
+"""The guest's block driver: Linux drivers/block/virtio_blk.c, sans-I/O."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Generator
+from typing import Any
+
+from ..errors import ConfigError, QueueFull, VirtioError
+from ..iostack import IOStack, Limits, Op, Request
+from ..memory import GuestPages, Segment
+from ..ring import SplitDriver
+from ..spec.virtio import DEVICE_ID_BLOCK, Feature, Status
+from ..spec.virtio_blk import (
+    CONFIG_BYTES,
+    CONFIG_OFFSETS,
+    DISCARD_SEG,
+    DISCARD_SEG_BYTES,
+    ID_BYTES,
+    REQ_HEADER,
+    REQ_HEADER_BYTES,
+    WRITE_ZEROES_UNMAP,
+    BlkFeature,
+    BlkStatus,
+    ReqType,
+)
+from ..spec.virtio_mmio import Interrupt, Reg
+from ..transport import MmioTransport
+
+__all__ = ["VirtioBlkDriver"]
+
+Steps = Generator[Any, int, Any]
+
+_TYPE = {
+    Op.READ: ReqType.IN,
+    Op.WRITE: ReqType.OUT,
+    Op.FLUSH: ReqType.FLUSH,
+    Op.DISCARD: ReqType.DISCARD,
+    Op.WRITE_ZEROES: ReqType.WRITE_ZEROES,
+    Op.DRV_IN: ReqType.GET_ID,
+}
+_ERRNO = {BlkStatus.OK: 0, BlkStatus.UNSUPP: errno.EOPNOTSUPP}
+_STATUS_UNWRITTEN = 0xFF
+_pack_header = REQ_HEADER.pack_into
+# Plain ints: enum arithmetic is slow in CPython and these run for every request.
+_READ, _WRITE, _DISCARD, _WRITE_ZEROES, _DRV_IN = (int(op) for op in (Op.READ, Op.WRITE, Op.DISCARD, Op.WRITE_ZEROES, Op.DRV_IN))
+_TYPE_OF = {int(op): int(kind) for op, kind in _TYPE.items()}
+_ERRNO_OF = {int(status): error for status, error in _ERRNO.items()}
+_VRING, _CONFIG = int(Interrupt.VRING), int(Interrupt.CONFIG)
+_INTERRUPT_STATUS, _INTERRUPT_ACK = int(Reg.INTERRUPT_STATUS), int(Reg.INTERRUPT_ACK)
+
+
+class VirtioBlkDriver:
+    """A recipe's ``driver``: probes the device, turns block requests into buffers on a virtqueue, ends them.
+
+    ``features`` is the allow-list; a bit that the device offers and the list lacks is never accepted.  ``poll=True`` sets no
+    interrupts up for data queues: the task that waits polls (Linux: poll queues).  ``queues`` caps the number of queues used.
+    """
+
+    FEATURES = (
+        Feature.VERSION_1
+        | Feature.EVENT_IDX
+        | Feature.INDIRECT_DESC
+        | BlkFeature.SIZE_MAX
+        | BlkFeature.SEG_MAX
+        | BlkFeature.RO
+        | BlkFeature.BLK_SIZE
+        | BlkFeature.FLUSH
+        | BlkFeature.TOPOLOGY
+        | BlkFeature.CONFIG_WCE
+        | BlkFeature.MQ
+        | BlkFeature.DISCARD
+        | BlkFeature.WRITE_ZEROES
+    )
+
+    def __init__(self, *, features: int | None = None, poll: bool = False, queues: int | None = None) -> None:
+        if queues is not None and queues < 1:
+            raise ConfigError(f"driver queues={queues}", "use 1 or more")
+        self.allowed = self.FEATURES if features is None else features | Feature.VERSION_1
+        unknown = int(self.allowed) & ~int(self.FEATURES)
+        if unknown:
+            raise ConfigError(f"driver features {unknown:#x} are not implemented", f"choose from {int(self.FEATURES):#x}")
+        self.poll = poll
+        self.max_queues = queues
+
+    def __repr__(self) -> str:
+        given = [f"features={int(self.allowed):#x}"] * (self.allowed != self.FEATURES) + ["poll=True"] * self.poll
+        given += [f"queues={self.max_queues}"] * (self.max_queues is not None)
+        return f"{type(self).__name__}({', '.join(given)})"
+
+    def attach(self, pages: GuestPages, transport: MmioTransport, iostack: IOStack, *, queue_size: int) -> None:
+        """Take the guest's allocator, the transport below and the block layer above."""
+        self.pages = pages
+        self.memory = pages.memory
+        self.transport = transport
+        self.iostack = iostack
+        self.queue_size = queue_size
+        self.queues: list[SplitDriver] = []
+        self.capacity_sectors = 0
+        self.capacity_changes = 0
+        self.limits = Limits()
+        self.failed: VirtioError | None = None
+        self.kicks = self.kick_decisions = self.interrupts = self.polls = 0
+        self._polling: set[int] = set()
+
+    # -- probe -----------------------------------------------------------------------------------------------------------
+
+    def probe(self) -> Steps:
+        """The initialisation handshake of §3.1.1 and ``virtblk_probe()``; raises VirtioError and sets FAILED if it cannot."""
+        transport = self.transport
+        yield from transport.probe(DEVICE_ID_BLOCK)
+        yield from transport.reset()
+        yield from transport.add_status(Status.ACKNOWLEDGE)
+        yield from transport.add_status(Status.DRIVER)
+        try:
+            offered = yield from transport.device_features()
+            self.features = offered & int(self.allowed)
+            yield from transport.accept_features(self.features)
+            yield from self._read_config()
+            yield from self._find_queues()
+        except VirtioError:
+            yield from transport.add_status(Status.FAILED)
+            raise
+        yield from transport.add_status(Status.DRIVER_OK)
+
+    def _read_config(self) -> Steps:
+        data = yield from self.transport.read_config(0, CONFIG_BYTES)
+
+        def field(name: str, size: int) -> int:
+            at = CONFIG_OFFSETS[name]
+            return int.from_bytes(data[at : at + size], "little")
+
+        has = self.features
+        self.capacity_sectors = field("capacity", 8)
+        seg_max = field("seg_max", 4) if has & BlkFeature.SEG_MAX else 1
+        block = field("blk_size", 4) if has & BlkFeature.BLK_SIZE else 512
+        if block < 512 or block & (block - 1):
+            raise VirtioError(f"blk_size {block}", "5.2.4")
+        self.limits = Limits(
+            max_segments=max(1, min(seg_max, self.queue_size - 2) if not has & Feature.INDIRECT_DESC else seg_max),
+            max_segment_bytes=(field("size_max", 4) or 0xFFFFFFFF) if has & BlkFeature.SIZE_MAX else 0xFFFFFFFF,
+            max_discard_sectors=field("max_discard_sectors", 4) if has & BlkFeature.DISCARD else 0,
+            max_write_zeroes_sectors=field("max_write_zeroes_sectors", 4) if has & BlkFeature.WRITE_ZEROES else 0,
+            logical_block_bytes=block,
+            read_only=bool(has & BlkFeature.RO),
+            flush=bool(has & BlkFeature.FLUSH),
+        )
+        self.num_queues = field("num_queues", 2) if has & BlkFeature.MQ else 1
+        if self.num_queues < 1:
+            raise VirtioError(f"num_queues {self.num_queues}", "5.2.4")
+        if self.max_queues is not None:
+            self.num_queues = min(self.num_queues, self.max_queues)
+
+    def _find_queues(self) -> Steps:
+        """Set up the rings and, once, a request slot per tag: header and status live in guest memory, like Linux's pdu."""
+        indirect = self.limits.max_segments + 2 if self.features & Feature.INDIRECT_DESC else 0
+        first = not self.queues
+        for number in range(self.num_queues):
+            most = yield from self.transport.queue_size_max(number)
+            if not most:
+                raise VirtioError(f"queue {number} does not exist although num_queues is {self.num_queues}", "4.2.3.2")
+            size = min(self.queue_size, most)
+            if size < 3 and not indirect:
+                raise ConfigError(f"a queue of {size} entries without INDIRECT_DESC", "a request needs 3 descriptors")
+            ring = SplitDriver.alloc(self.pages, size, event_idx=bool(self.features & Feature.EVENT_IDX), indirect_segments=indirect)
+            if first:
+                self.queues.append(ring)
+            else:
+                self.queues[number] = ring
+            if self.poll:
+                ring.disable_cb()
+            yield from self.transport.setup_queue(number, ring.layout)
+        if first:
+            self.iostack.attach(self, self.limits, queues=self.num_queues, tags=self.queues[0].size)
+            self.iostack.poll = self.poll_queue if self.poll else None
+            for hctx in self.iostack.queues:
+                for rq in hctx.requests:
+                    header, status = self.pages.alloc(REQ_HEADER_BYTES + DISCARD_SEG_BYTES, 16), self.pages.alloc(1, 1)
+                    rq.pdu = header, status, [(header, REQ_HEADER_BYTES)], [(status, 1)]
+
+    # -- down: queue_rq and commit_rqs -----------------------------------------------------------------------------------
+
+    def queue_rq(self, rq: Request, last: bool) -> Generator[Any, int, bool]:
+        """``virtio_queue_rq()``: build header, data and status, put them on the ring, kick if ``last``."""
+        if self.failed is not None:
+            yield ("virtio_queue_rq", rq.key)
+            yield from self.iostack.complete(rq, errno.EIO)
+            return True
+        queue = rq.queue
+        ring = self.queues[queue]
+        try:
+            head = ring.add_sgs(*self._segments(rq), rq)
+        except QueueFull:
+            yield ("virtio_queue_rq", rq.key)
+            return False
+        yield ("request_to_ring", rq.key, queue << 16 | head)
+        ring.publish()
+        if last:
+            self.kick_decisions += 1
+            yield ("virtqueue_kick_prepare", queue)
+            if ring.kick_prepare():
+                self.kicks += 1
+                yield from self.transport.bus.notify(queue)
+        return True
+
+    def _segments(self, rq: Request) -> tuple[list[Segment], list[Segment]]:
+        """Write the request's header; the device-readable and device-writable segments of its buffer."""
+        op = rq.op
+        header, status, head, tail = rq.pdu
+        memory, base = self.memory.bytes, self.memory.base
+        memory[status - base] = _STATUS_UNWRITTEN
+        if op == _READ:
+            _pack_header(memory, header - base, 0, 0, rq.sector)
+            return head, rq.segments + tail
+        _pack_header(memory, header - base, _TYPE_OF[op], 0, rq.sector if op == _WRITE else 0)
+        if op == _WRITE:
+            return head + rq.segments, tail
+        if op == _DRV_IN:
+            return head, rq.segments + tail
+        if op == _DISCARD or op == _WRITE_ZEROES:
+            flags = WRITE_ZEROES_UNMAP if op == _WRITE_ZEROES else 0
+            DISCARD_SEG.pack_into(memory, header - base + REQ_HEADER_BYTES, rq.sector, rq.length >> 9, flags)
+            return [*head, (header + REQ_HEADER_BYTES, DISCARD_SEG_BYTES)], tail
+        return head, tail
+
+    def commit_rqs(self, queue: int) -> Steps:
+        """``virtio_commit_rqs()``: the kick for requests queued with ``last=False``."""
+        self.kick_decisions += 1
+        yield ("virtqueue_kick_prepare", queue)
+        if self.queues[queue].kick_prepare():
+            self.kicks += 1
+            yield from self.transport.bus.notify(queue)
+
+    # -- up: interrupt, poll ---------------------------------------------------------------------------------------------
+
+    def interrupt(self) -> Steps:
+        """``vm_interrupt()``: read and acknowledge the causes before they are handled (§4.2.3.4), then serve them."""
+        self.interrupts += 1
+        yield ("vm_interrupt",)
+        bus = self.transport.bus
+        causes = yield from bus.read(_INTERRUPT_STATUS)
+        if causes:
+            yield from bus.write(_INTERRUPT_ACK, causes)
+        if causes & _CONFIG:
+            yield from self._config_changed()
+        if causes & _VRING and not self.poll:
+            for queue, ring in enumerate(self.queues):
+                if ring.more_used():
+                    yield from self.virtblk_done(queue)
+
+    def virtblk_done(self, queue: int) -> Steps:
+        """Drain the used ring with callbacks off, switch them on, look again: ``virtblk_done()``."""
+        ring = self.queues[queue]
+        yield ("virtblk_interrupt", queue)
+        while True:
+            ring.disable_cb()
+            yield from self._drain(ring)
+            yield ("virtqueue_enable_cb_prepare", queue)
+            ring.enable_cb()
+            yield ("virtqueue_enable_cb", queue)
+            if ring.broken is not None or ring.enable_cb_check():
+                break
+        hctx = self.iostack.queues[queue]
+        if hctx.dispatch or hctx.running:  # running: someone holds the only waiting request in its hand and may have been refused
+            yield from self.iostack.run_hw_queue(queue)
+
+    def poll_queue(self, queue: int) -> Generator[Any, int, bool]:
+        """``virtblk_poll()``: end what is used; True if there was anything."""
+        self.polls += 1
+        yield ("virtblk_poll", queue)
+        ring = self.queues[queue]
+        if queue in self._polling or not ring.more_used():
+            return False
+        self._polling.add(queue)  # one task drains at a time, as under vq->lock
+        try:
+            yield from self._drain(ring)
+        finally:
+            self._polling.discard(queue)
+        yield from self.iostack.run_hw_queue(queue)
+        return True
+
+    def _drain(self, ring: SplitDriver) -> Steps:
+        memory, base = self.memory.bytes, self.memory.base
+        complete = self.iostack.complete
+        while True:
+            try:
+                got = ring.get_buf()
+            except VirtioError as error:
+                yield from self._fail(error)
+                return
+            if got is None:
+                return
+            rq: Request = got[0]  # type: ignore[assignment]
+            status = memory[rq.pdu[1] - base]
+            yield ("virtqueue_get_buf", rq.key)
+            yield from complete(rq, _ERRNO_OF.get(status, errno.EIO) if status else 0)
+
+    # -- trouble ---------------------------------------------------------------------------------------------------------
+
+    def _config_changed(self) -> Steps:
+        """``virtblk_config_changed()``: a new capacity, or DEVICE_NEEDS_RESET."""
+        status = yield from self.transport.status()
+        if status & Status.NEEDS_RESET:
+            yield from self._fail(VirtioError("the device set DEVICE_NEEDS_RESET", "2.1.2"))
+            return
+        data = yield from self.transport.read_config(CONFIG_OFFSETS["capacity"], 8)
+        capacity = int.from_bytes(data, "little")
+        if capacity != self.capacity_sectors:
+            self.capacity_sectors = capacity
+            self.capacity_changes += 1
+
+    def _fail(self, error: VirtioError) -> Steps:
+        """Nothing more will come back: end every request in flight with EIO."""
+        self.failed = error
+        for ring in self.queues:
+            for rq in ring.detach_unused_bufs():
+                yield from self.iostack.complete(rq, errno.EIO)  # type: ignore[arg-type]
+        for hctx in self.iostack.queues:
+            while hctx.dispatch:
+                yield from self.iostack.complete(hctx.dispatch.popleft(), errno.EIO)
+
+    def restart(self) -> Steps:
+        """Reset and probe again after a failure; what was in flight ends with EIO first."""
+        yield from self.transport.reset()
+        yield from self._fail(VirtioError("the driver reset the device", "2.4"))
+        yield from self.probe()
+        self.failed = None
+
+    # -- requests of the driver's own ------------------------------------------------------------------------------------
+
+    ID_BYTES = ID_BYTES
+
+    def set_write_cache(self, writeback: bool) -> Steps:
+        """Switch the device's cache mode through ``writeback`` in configuration space (§5.2.5.1, CONFIG_WCE)."""
+        if not self.features & BlkFeature.CONFIG_WCE:
+            raise ConfigError("the cache mode cannot be changed", "the device did not offer CONFIG_WCE")
+        yield from self.transport.write_config(CONFIG_OFFSETS["writeback"], bytes((writeback,)))

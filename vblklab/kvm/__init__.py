@@ -1,0 +1,5 @@
+"""KVM: the wires between guest and device."""
+
+from .wiring import Kvm, KvmBus, KvmInterrupt
+
+__all__ = ["Kvm", "KvmBus", "KvmInterrupt"]
