@@ -1,0 +1,123 @@
+"""The live machine: two processes or two threads, clean ends whatever happens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import pytest
+
+import vblklab as vb
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the live machine needs Linux")
+HALVES = ["process", "thread"]
+
+
+def recipe(**parts: object) -> vb.Pipeline:
+    return vb.Pipeline(app=vb.Fio(rw="randread", bs=4096, iodepth=8, number_ios=400), disk=vb.Ram(8 << 20)).replace(**parts)
+
+
+@pytest.mark.parametrize("device", HALVES)
+def test_a_run_says_what_it_took_over_and_marks_its_times(device: str) -> None:
+    run = recipe(disk=vb.Nvme(size=8 << 20)).run(vb.LiveMachine(device=device))
+    assert (run.ios, run.errors, run.rung, run.simulated) == (400, 0, "L2 live", False)
+    assert any(note.startswith("kick:") for note in run.notes)
+    assert any("P4800X" in note for note in run.notes)
+    assert run.kinds["D6"] == "mixed" and run.kinds["D2"] == "python"
+    assert ("threads" in " ".join(run.notes)) == (device == "thread")
+    hard, soft = run.split["D6"]
+    assert hard > 0 and soft > 0
+    assert (run.rows[:, 1:] >= run.rows[:, :-1]).all()
+
+
+@pytest.mark.parametrize("device", HALVES)
+def test_polling_and_several_queues_work(device: str) -> None:
+    app = vb.Fio(rw="randrw", bs=4096, iodepth=8, numjobs=3, number_ios=100, size="4m", verify="md5")
+    parts = dict(app=app, driver=vb.VirtioBlkDriver(poll=True), device=vb.VirtioBlkDevice(queues=3), kvm=vb.Kvm(vcpus=3))
+    run = recipe(**parts).run(vb.LiveMachine(device=device, poll_us=30))
+    assert (run.ios, run.errors, run.mismatches) == (300, 0, 0)
+    assert run.counters["interrupts"] <= 3, "the first used buffer of a queue may interrupt: nothing was signalled before"
+
+
+@pytest.mark.parametrize("device", HALVES)
+def test_an_exception_in_the_learners_device_arrives_with_its_traceback(device: str) -> None:
+    class Broken(vb.VirtioBlkDevice):
+        def handle_request(self, request):  # type: ignore[no-untyped-def]
+            raise ZeroDivisionError("a learner's slip")
+            yield
+
+    with pytest.raises(vb.DeviceDied, match="a learner's slip") as caught:
+        recipe(device=Broken).run(vb.LiveMachine(device=device))
+    assert "handle_request" in caught.value.traceback
+
+
+def test_a_killed_device_process_is_one_typed_error() -> None:
+    vm = recipe(app=vb.Fio(rw="randread", bs=4096, iodepth=8, number_ios=1_000_000)).boot(vb.LiveMachine())
+    assert vm._child is not None
+    os.kill(vm._child.pid, signal.SIGKILL)
+    with pytest.raises(vb.DeviceDied, match="SIGKILL"):
+        vm.run()
+
+
+def test_a_lost_interrupt_is_reported_and_not_waited_for_for_ever() -> None:
+    class Silent(vb.VirtioBlkDevice):
+        def should_notify(self, queue: object) -> bool:
+            return False
+
+    with pytest.raises(vb.Stalled, match="in flight"):
+        recipe(device=Silent).run(vb.LiveMachine(stall_s=0.5))
+
+
+def test_ctrl_c_ends_cleanly_with_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vblklab.machine.live._TICK_S", 0.0)
+
+    def interrupt(done: int, total: int | None) -> None:
+        if 100 < done < 50_000 and not fired:
+            fired.append(done)
+            raise KeyboardInterrupt
+
+    fired: list[int] = []
+    run = recipe(app=vb.Fio(rw="randread", bs=4096, iodepth=4, number_ios=100_000)).run(vb.LiveMachine(), progress=interrupt)
+    assert run.interrupted and 100 <= run.ios < 100_000 and run.errors == 0
+
+
+def test_a_missing_image_is_the_same_typed_error_from_the_device_process(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(vb.DiskError, match="does not exist"):
+        recipe(disk=vb.ImageFile(str(tmp_path / "none.img"))).run(vb.LiveMachine())
+
+
+def test_a_resize_reaches_the_driver() -> None:
+    vm = recipe().boot(vb.LiveMachine())
+    vm.resize(16 << 20)
+    vm.run()
+    assert vm.driver.capacity_sectors == 16 << 11
+
+
+@pytest.mark.parametrize("error", [28, 5])
+def test_a_full_disk_fails_that_request_and_nothing_else(error: int, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1 << 20))
+
+    class FullOnce(vb.VirtioBlkDevice):
+        """The store under it fails every seventh write."""
+
+        writes = 0
+
+        def attach(self, engine, *args, **more):  # type: ignore[no-untyped-def]
+            super().attach(engine, *args, **more)
+            store, device = engine._store, self
+            write = store.writev
+
+            def writev(offset, views):  # type: ignore[no-untyped-def]
+                device.writes += 1
+                if device.writes % 7 == 0:
+                    raise OSError(error, os.strerror(error))
+                write(offset, views)
+
+            store.writev = writev
+
+    app = vb.Fio(rw="randwrite", bs=4096, iodepth=4, number_ios=70, size="1m")
+    run = recipe(app=app, device=FullOnce, disk=vb.ImageFile(str(path))).run(vb.LiveMachine(device="thread"))
+    assert (run.ios, run.errors) == (70, 10)
+    assert run.jobs[0].error == 5, "the guest sees EIO for VIRTIO_BLK_S_IOERR"

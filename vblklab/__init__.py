@@ -1,0 +1,105 @@
+"""vblklab: the path of one virtio-blk I/O through a virtual machine, as objects that you can run, swap, break and measure.
+
+>>> import vblklab as vb
+>>> p = vb.Pipeline(app=vb.Fio(rw="randread", bs=4096, iodepth=4, number_ios=1000))
+>>> run = p.run(vb.SimMachine())
+>>> run.waterfall()                                                                                # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .device import VirtioBlkDevice
+    from .disk import ImageFile, Nvme, Ram
+    from .engine import Simulated, Sync
+    from .errors import (
+        BadAddress,
+        ConfigError,
+        DeviceDied,
+        DiskError,
+        JobError,
+        NotHere,
+        QueueFull,
+        Stalled,
+        VblkError,
+        VirtioError,
+    )
+    from .events import EVENTS, STEPS, WAIT, Wait, event
+    from .guest.fio import Fio
+    from .guest.virtio_blk import VirtioBlkDriver
+    from .iostack import IOStack
+    from .kvm import Kvm
+    from .lab.check import check
+    from .lab.doctor import doctor
+    from .lab.words import words
+    from .machine.costs import CostTable
+    from .machine.live import LiveMachine
+    from .machine.sim import SimMachine
+    from .pipeline import Pipeline, Split
+    from .trace.run import Run
+    from .transport import Mmio
+    from .view import compare, explore, export, lanes, latency, path_map, waterfall
+
+_WHERE = {
+    "BadAddress": "errors",
+    "ConfigError": "errors",
+    "CostTable": "machine.costs",
+    "DeviceDied": "errors",
+    "DiskError": "errors",
+    "EVENTS": "events",
+    "Fio": "guest.fio",
+    "IOStack": "iostack",
+    "ImageFile": "disk",
+    "JobError": "errors",
+    "Kvm": "kvm",
+    "LiveMachine": "machine.live",
+    "Mmio": "transport",
+    "NotHere": "errors",
+    "Nvme": "disk",
+    "Pipeline": "pipeline",
+    "QueueFull": "errors",
+    "Ram": "disk",
+    "Run": "trace.run",
+    "STEPS": "events",
+    "SimMachine": "machine.sim",
+    "Simulated": "engine",
+    "Split": "pipeline",
+    "Stalled": "errors",
+    "Sync": "engine",
+    "VblkError": "errors",
+    "VirtioBlkDevice": "device",
+    "VirtioBlkDriver": "guest.virtio_blk",
+    "VirtioError": "errors",
+    "WAIT": "events",
+    "Wait": "events",
+    "check": "lab.check",
+    "compare": "view",
+    "doctor": "lab.doctor",
+    "event": "events",
+    "explore": "view",
+    "export": "view",
+    "lanes": "view",
+    "latency": "view",
+    "path_map": "view",
+    "waterfall": "view",
+    "words": "lab.words",
+}
+__all__ = ["__version__", *_WHERE]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names load their module when they are first used, so that ``import vblklab`` is quick."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'vblklab' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

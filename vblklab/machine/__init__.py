@@ -1,0 +1,1 @@
+"""Machines run the contexts of a pipeline: simulated time, or live."""

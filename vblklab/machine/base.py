@@ -1,0 +1,119 @@
+"""What machines have in common: the recipe they read, building a Run, provenance."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import os
+import platform
+from pathlib import Path
+from typing import Any, Protocol
+
+from .._version import __version__
+from ..errors import ConfigError
+from ..stats import JobStat
+from ..trace.correlate import Correlator
+from ..trace.run import Run, TraceEvent
+
+__all__ = ["Recipe", "build_run", "default_vcpus", "fresh", "host_provenance", "memory_bytes"]
+
+
+class Recipe(Protocol):
+    """The parts that a machine reads; ``Pipeline`` is one."""
+
+    app: Any
+    iostack: Any
+    driver: Any
+    queue: Any
+    transport: Any
+    kvm: Any
+    device: Any
+    engine: Any
+    host_iostack: Any
+    disk: Any
+
+    def describe(self) -> dict[str, str]: ...
+
+
+def fresh(part: Any) -> Any:
+    """A part of one's own: a class is called, an instance is copied, so that nothing leaks between two boots."""
+    return part() if isinstance(part, type) else copy.deepcopy(part)
+
+
+def default_vcpus(recipe: Recipe) -> int:
+    """vCPUs of a recipe that does not say: one per task of the application, at most 4."""
+    return int(recipe.kvm.vcpus or min(recipe.app.clones, 4))
+
+
+def memory_bytes(recipe: Recipe, queues: int, seg_max: int, queue_size: int) -> int:
+    """Guest memory that holds the rings, the request slots and the application's buffers, in whole MiB."""
+    rings = queues * queue_size * (16 + 10 + (seg_max + 2) * 16 + 64) + queues * 16384
+    total = rings + int(recipe.app.buffer_bytes()) + (1 << 20)
+    return (total + (1 << 20) - 1) & -(1 << 20)
+
+
+def host_provenance() -> dict[str, str]:
+    """What a figure must say about the machine it was made on."""
+    return {
+        "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "cpu": _cpu_model(),
+        "kernel": platform.release(),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "vblklab version": __version__,
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def build_run(
+    *,
+    title: str,
+    rung: str,
+    simulated: bool,
+    provenance: dict[str, str],
+    recipe: Recipe,
+    notes: list[str],
+    jobs: list[JobStat],
+    correlator: Correlator,
+    counters: dict[str, int],
+    trace: list[TraceEvent] | None,
+    **rest: Any,
+) -> Run:
+    """Put a Run together from what a machine collected."""
+    for job in jobs:
+        for one in (job.read, job.write, job.trim, job.sync):
+            one.fold()
+    rows = correlator.rows
+    started = [job.start_ns for job in jobs if job.end_ns]
+    duration = max((job.end_ns for job in jobs), default=0) - min(started, default=0)
+    return Run(
+        title=title,
+        rung=rung,
+        simulated=simulated,
+        provenance=provenance | host_provenance(),
+        recipe=recipe.describe(),
+        notes=notes,
+        jobs=jobs,
+        counters=counters,
+        rows=rows,
+        durations=correlator.durations,
+        duration_ns=max(duration, 0),
+        trace=trace,
+        **rest,
+    )
+
+
+def check_part(value: Any, name: str, methods: tuple[str, ...], example: str) -> None:
+    """Raise ConfigError unless ``value`` (or the class it is) has the methods that its place needs."""
+    missing = [method for method in methods if not hasattr(value, method)]
+    if missing:
+        raise ConfigError(f"{name}={value!r} has no {missing[0]}", f"give for example {example}")

@@ -1,0 +1,251 @@
+"""The device's half of a live machine: a thread or a process of its own, with the register file and a real store.
+
+It talks to the driver's half through shared memory, eventfds and two sockets: ``mmio`` carries register accesses, ``control``
+carries the start-up message, errors with their traceback, and at the end the log.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import struct
+import sys
+import threading
+import traceback
+from collections.abc import Generator
+from dataclasses import dataclass
+from mmap import mmap
+from typing import Any
+
+from ..device import VirtioBlkDevice
+from ..disk import Disk
+from ..errors import VblkError
+from ..events import WAIT
+from ..memory import GuestMemory
+from ..spec.virtio_mmio import Interrupt
+from ..transport import InterruptStatus, MmioRegisters
+from .loop import LiveLoop
+
+__all__ = ["ACCESS", "Fds", "Setup", "SharedInterruptStatus", "device_main", "fence", "recv_message", "send_message"]
+
+Steps = Generator[Any, int, Any]
+ACCESS = struct.Struct("<BBIQ")
+"""One register access on the mmio socket: 0 read or 1 write, size, offset, value."""
+
+_lock = threading.Lock()
+
+
+def fence() -> None:
+    """A full barrier: taking a lock is one atomic read-modify-write on every machine that CPython runs on."""
+    _lock.acquire()
+    _lock.release()
+
+
+@dataclass(frozen=True)
+class Fds:
+    """What both halves share, as file descriptors.  ``memory`` and ``words`` are memfds, ``kicks`` and ``call`` eventfds."""
+
+    memory: int
+    words: int
+    kicks: tuple[int, ...]
+    call: int
+    mmio: int
+    control: int
+
+    def all(self) -> tuple[int, ...]:
+        return (self.memory, self.words, *self.kicks, self.call, self.mmio, self.control)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The start-up message: parts by value, everything else as numbers."""
+
+    device: VirtioBlkDevice
+    engine: Any
+    disk: Disk
+    memory_bytes: int
+    fds: Fds
+    trace: bool
+    spin_ns: int
+    scratch: bool  # a disk without a file lives in the device's memory
+
+
+class SharedInterruptStatus(InterruptStatus):
+    """InterruptStatus over words in shared memory, each written by one side only: causes raised, causes acknowledged."""
+
+    def __init__(self, words: memoryview) -> None:
+        self._words = words
+        self._seen = [0, 0]
+
+    def set(self, bits: int) -> None:
+        for bit in (0, 1):
+            if bits >> bit & 1:
+                self._words[bit] = (self._words[bit] + 1) & 0xFFFFFFFF
+
+    def read(self) -> int:
+        words, seen = self._words, self._seen
+        seen[0], seen[1] = words[0], words[1]
+        return int(seen[0] != words[2]) | int(seen[1] != words[3]) << 1
+
+    def ack(self, bits: int) -> None:
+        for bit in (0, 1):
+            if bits >> bit & 1:
+                self._words[2 + bit] = self._seen[bit]
+
+    def clear(self) -> None:
+        """Device side, during a reset: nothing is pending."""
+        self.read()
+        self.ack(3)
+
+
+def send_message(sock: socket.socket, message: Any) -> None:
+    """One pickled message with its length before it."""
+    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    sock.sendall(struct.pack("<Q", len(data)) + data)
+
+
+def recv_message(sock: socket.socket) -> Any:
+    """The next message; EOFError if the other side is gone."""
+    (length,) = struct.unpack("<Q", _exactly(sock, 8))
+    return pickle.loads(_exactly(sock, length))
+
+
+def _exactly(sock: socket.socket, count: int) -> bytes:
+    data = bytearray()
+    while len(data) < count:
+        part = sock.recv(min(count - len(data), 1 << 20))
+        if not part:
+            raise EOFError("the other side closed the control socket")
+        data += part
+    return bytes(data)
+
+
+def device_main(setup: Setup) -> None:
+    """Serve until the driver's half says stop or goes away; every failure is reported on the control socket."""
+    fds = setup.fds
+    control = socket.socket(fileno=os.dup(fds.control))
+    try:
+        with control:
+            try:
+                _serve(setup, control)
+            except BaseException as error:
+                text = traceback.format_exc()
+                try:
+                    send_message(control, ("error", _portable(error), text))
+                except OSError:
+                    pass  # nobody is left to tell
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            sys.stdout.flush()
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error itself if the other side can unpickle it, else its words."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return VblkError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _serve(setup: Setup, control: socket.socket) -> None:
+    fds = setup.fds
+    store = setup.disk.open()
+    loop = LiveLoop("device:epoll_wait", trace=setup.trace, first_number=1000)
+    mmio = socket.socket(fileno=os.dup(fds.mmio))
+    try:
+        memory_map = mmap(fds.memory, setup.memory_bytes)
+        words = memoryview(mmap(fds.words, 4096)).cast("I")
+        memory = GuestMemory(memoryview(memory_map), fence=fence)
+        device, engine = setup.device, setup.engine
+        registers = MmioRegisters(memory, device)
+        registers.interrupt = status = SharedInterruptStatus(words)
+        notifies = 0
+
+        def notify(queue: int) -> Steps:
+            nonlocal notifies
+            notifies += 1
+            status.set(Interrupt.VRING)
+            yield ("virtio_notify_irqfd", queue)
+            os.eventfd_write(fds.call, 1)
+            yield ("kvm_set_irq", 0, 1)
+
+        def reset_done() -> None:
+            status.clear()
+            registers.reset_done()
+
+        context = loop.add("iothread", _start(device))
+        engine.attach(None, store, context.notify)
+        device.attach(engine, store.size >> 9, read_only=store.read_only, notify=notify, wake=context.notify)
+        device.on_reset_done = reset_done
+        device.on_needs_reset = registers.needs_reset
+        device.on_config_changed = registers.config_changed
+        registers.on_notify = device.kick
+        registers.on_interrupt = lambda: os.eventfd_write(fds.call, 1)
+        for number, fd in enumerate(fds.kicks):
+            loop.watch_eventfd(fd, lambda number=number: device.kick(number))  # type: ignore[misc]
+
+        running = True
+
+        def access() -> None:
+            nonlocal running
+            data = mmio.recv(ACCESS.size)
+            if not data:
+                running = False
+                return
+            write, size, offset, value = ACCESS.unpack(data)
+            if write:
+                registers.write(offset, value, size)
+                mmio.send(ACCESS.pack(1, size, offset, 0))
+            else:
+                mmio.send(ACCESS.pack(0, size, offset, registers.read(offset, size)))
+
+        def command() -> None:
+            nonlocal running
+            try:
+                message = recv_message(control)
+            except (EOFError, ConnectionError):
+                running = False
+                return
+            if message[0] == "stop":
+                running = False
+                engine_left = engine.in_flight
+                counters = {"notifies": notifies, "interrupts_suppressed": device.notify_decisions - notifies}
+                send_message(control, ("result", loop.log, counters, engine_left))
+            elif message[0] == "resize":
+                store.resize(message[1])
+                device.resize(message[1] >> 9)
+                send_message(control, ("ok",))
+
+        loop.watch(mmio.fileno(), access)
+        loop.watch(control.fileno(), command)
+        if setup.spin_ns:
+            loop.spin_ns = setup.spin_ns
+            loop.spin = device.poll_queues
+        send_message(control, ("ready", store.size, store.read_only))
+        while running:
+            loop.turn(1.0)
+    finally:
+        loop.close()
+        mmio.close()
+        store.close()
+
+
+def _start(device: VirtioBlkDevice) -> Steps:
+    yield WAIT
+    yield from device.run()
+
+
+def _main(argv: list[str]) -> None:
+    """The process: the control socket's number is the only argument, everything else comes over it."""
+    control = socket.socket(fileno=int(argv[0]))
+    path, payload = recv_message(control)
+    sys.path[:] = path
+    setup = pickle.loads(payload)
+    control.detach()
+    device_main(setup)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])

@@ -1,0 +1,182 @@
+"""The live machine's scheduler: contexts of one OS thread, an epoll set, measured time."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+from ..errors import ConfigError
+from ..events import EVENTS, GROUPS, WAIT, Spend, Wait
+
+__all__ = ["LiveContext", "LiveLoop", "LogEntry"]
+
+LogEntry = tuple[int, int, Any]
+"""(time in ns, context number, event tuple)."""
+
+clock = time.perf_counter_ns
+_FIRST = 60_000  # log entries that are always kept, about 3,000 I/Os
+_MOST = 300_000
+
+
+class LiveContext:
+    """One generator of this thread.  ``notify`` may be called from this thread only; other threads write an eventfd."""
+
+    __slots__ = ("deadline_ns", "done", "generator", "name", "notified", "number", "send", "started", "task")
+
+    def __init__(self, name: str, number: int, generator: Generator[Any, int, Any], task: bool) -> None:
+        self.name = name
+        self.number = number
+        self.generator = generator
+        self.send = generator.send
+        self.task = task
+        self.notified = True
+        self.started = False
+        self.done = False
+        self.deadline_ns: int | None = None
+
+    def notify(self) -> None:
+        self.notified = True
+
+
+class LiveLoop:
+    """Runs contexts until none is ready, sleeps in epoll, and keeps a log of trace points.
+
+    The log holds the first 60,000 points and then those of one window in eight (67 ms each, the same in every process), so
+    that a long run stays in bounded memory.  ``first_number`` keeps the context numbers of two processes apart.
+    """
+
+    def __init__(self, wake_event: str, *, trace: bool, first_number: int = 0) -> None:
+        self.contexts: list[LiveContext] = []
+        self.tasks_left = 0
+        self.log: list[LogEntry] | None = [] if trace else None
+        self.spin: Callable[[], bool] | None = None
+        self.spin_ns = 0
+        self._wake_event = (wake_event,)
+        self._first = first_number
+        self._epoll = select.epoll()
+        self._calls: dict[int, Callable[[], None]] = {}
+        self._known = {*EVENTS, *GROUPS}
+        self._turns = 0
+
+    def add(self, name: str, generator: Generator[Any, int, Any], *, task: bool = False) -> LiveContext:
+        """A new context, ready to run."""
+        context = LiveContext(name, self._first + len(self.contexts), generator, task)
+        self.contexts.append(context)
+        self.tasks_left += task
+        return context
+
+    def watch(self, fd: int, call: Callable[[], None]) -> None:
+        """Call ``call`` whenever ``fd`` is readable."""
+        self._calls[fd] = call
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def watch_eventfd(self, fd: int, call: Callable[[], None]) -> None:
+        """Empty the eventfd, then call."""
+
+        def readable() -> None:
+            try:
+                os.eventfd_read(fd)
+            except BlockingIOError:
+                return
+            call()
+
+        self.watch(fd, readable)
+
+    def close(self) -> None:
+        self._epoll.close()
+        for context in self.contexts:
+            context.generator.close()
+
+    def turn(self, timeout_s: float) -> None:
+        """Run what is ready; sleep at most ``timeout_s`` if nothing is."""
+        idle = True
+        for context in self.contexts:
+            if context.notified and not context.done:
+                idle = False
+                self._run(context)
+        self._turns += 1
+        if not idle and self._turns & 63:
+            return  # look at the fds only now and then while there is work: a kick that is pending stays pending
+        if idle and self.spin is not None and self._spin():
+            return
+        timeout = self._timeout(timeout_s) if idle else 0.0
+        events = self._epoll.poll(timeout)
+        if events and idle and timeout and self.log is not None:
+            self._note(clock(), -1, self._wake_event)
+        for fd, _ in events:
+            self._calls[fd]()
+        now = clock()
+        for context in self.contexts:
+            if context.deadline_ns is not None and context.deadline_ns <= now:
+                context.deadline_ns = None
+                context.notified = True
+
+    def _timeout(self, most_s: float) -> float:
+        deadlines = [c.deadline_ns for c in self.contexts if c.deadline_ns is not None]
+        return max(min(most_s, (min(deadlines) - clock()) / 1e9), 0.0) if deadlines else most_s
+
+    def _spin(self) -> bool:
+        """Adaptive polling, as QEMU's poll-max-ns: look for work for a while before sleeping."""
+        end = clock() + self.spin_ns
+        spin = self.spin
+        assert spin is not None
+        while clock() < end:
+            if spin():
+                return True
+        return False
+
+    def _note(self, now: int, number: int, ev: Any) -> None:
+        log = self.log
+        if log is not None and (len(log) < _FIRST or (not (now >> 26) & 7 and len(log) < _MOST)):
+            log.append((now, number, ev))
+
+    def _run(self, context: LiveContext) -> None:
+        """Until the context waits.  Its notifier is cleared first, so a notification meanwhile is not lost."""
+        context.notified = False
+        now = clock()
+        log = self.log
+        keep = None
+        if log is not None and (len(log) < _FIRST or (not (now >> 26) & 7 and len(log) < _MOST)):
+            keep = log.append
+        number = context.number
+        send = context.send
+        argument: Any = now if context.started else None
+        context.started = True
+        try:
+            while True:
+                ev = send(argument)
+                if ev.__class__ is tuple:
+                    argument = clock()
+                    if keep is not None:
+                        keep((argument, number, ev))
+                        if ev[0] not in self._known:
+                            self._declared(ev, context)
+                elif ev is WAIT:
+                    if not context.notified:
+                        return
+                    context.notified = False
+                    argument = clock()
+                elif ev.__class__ is Spend:
+                    argument = clock()
+                elif ev.__class__ is Wait and ev.until_ns is not None:
+                    if ev.until_ns <= clock():
+                        context.notified = True  # gives way, then goes on
+                    else:
+                        context.deadline_ns = ev.until_ns
+                    return
+                else:
+                    raise ConfigError(f"{context.name} yielded {ev!r}", "yield a trace point (a tuple), WAIT or Wait(until_ns)")
+        except StopIteration:
+            context.done = True
+            self.tasks_left -= context.task
+
+    def _declared(self, ev: Any, context: LiveContext) -> None:
+        if ev[0] not in EVENTS:
+            raise ConfigError(
+                f"{context.name} yielded the trace point {ev[0]!r}, which is not declared",
+                'declare it: vb.event("name", step="D5", cost_ns=300)',
+            )
+        self._known.add(ev[0])

@@ -1,0 +1,118 @@
+"""What a machine writes down while it runs: the first trace points, and rows of stamps for a share of the I/Os."""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import Any, NamedTuple
+
+from ..events import EVENTS, GROUPS, Wait
+from ..trace.correlate import Correlator
+from ..trace.run import TraceEvent
+from .sched import Context, Scheduler
+
+__all__ = ["Observer", "Seen", "trace_event"]
+
+_ALL = 1000  # I/Os whose every step is followed; after them one window in eight is
+_WINDOWS = 8
+
+
+class Seen(NamedTuple):
+    """One trace point as it was hit."""
+
+    now_ns: int
+    order: int
+    context: Context
+    ev: tuple[Any, ...]
+
+
+class Observer:
+    """Expands groups, feeds the correlator, records.  Observing changes nothing that a context can see."""
+
+    def __init__(self, scheduler: Scheduler, correlator: Correlator, trace: int | bool) -> None:
+        self._scheduler = scheduler
+        self._correlator = correlator
+        self._trace_left = (1 << 62) if trace is True else int(trace)
+        self.recorded: list[Seen] = []
+        self._order = 0
+        self._stepping = False
+        self._queue: list[Seen] = []
+        self._window = 0
+        self._correlating = True
+
+    def before(self, completed: int) -> None:
+        """A chunk of the run begins: decide whether it is observed."""
+        correlate = self._stepping or completed < _ALL
+        if not correlate:
+            self._window += 1
+            correlate = self._window % _WINDOWS == 0
+            if correlate:
+                self._correlator.forget()  # the window before this one was not seen: nothing may be matched across it
+        self._correlating = correlate
+        self._scheduler.observe = self._observe if correlate or self._trace_left > 0 else None
+
+    def stepping(self) -> None:
+        """From now on every point is kept in order for ``next_seen``."""
+        self._stepping = True
+        self._correlating = True
+        self._scheduler.observe = self._observe
+
+    def next_seen(self) -> Seen | None:
+        """The next point in the order of time, once nothing earlier can come any more."""
+        queue = self._queue
+        if queue and (queue[0].now_ns <= self._scheduler.next_ns or not self._scheduler.tasks_left):
+            return heappop(queue)
+        return None
+
+    def _observe(self, now: int, context: Context, ev: Any) -> None:
+        if ev.__class__ is not tuple:
+            if isinstance(ev, Wait) and self._trace_left > 0:
+                self._keep(now, context, ("wait",))
+            return
+        members = GROUPS.get(ev[0])
+        if members is None:
+            self._one(now, context, ev)
+            return
+        table = self._scheduler.table
+        for key, places in members:
+            self._one(now, context, (key, *[ev[at] for at in places]))
+            now += table[key]
+
+    def _one(self, now: int, context: Context, ev: tuple[Any, ...]) -> None:
+        if self._correlating:
+            self._correlator.feed(now, ev)
+        if self._trace_left > 0 or self._stepping:
+            self._keep(now, context, ev)
+
+    def _keep(self, now: int, context: Context, ev: tuple[Any, ...]) -> None:
+        self._order += 1
+        seen = Seen(now, self._order, context, ev)
+        if self._stepping and ev[0] != "wait":
+            heappush(self._queue, seen)
+        if self._trace_left > 0:
+            self._trace_left -= 1
+            self.recorded.append(seen)
+
+    def trace(self) -> list[TraceEvent]:
+        """What was recorded, in the order of time; the drive goes idle when its last command ends."""
+        events = []
+        commands = 0
+        for seen in sorted(self.recorded):
+            event = trace_event(seen)
+            events.append(event)
+            commands += (event.key == "nvme_fetch") - (event.key == "nvme_cqe")
+            if event.key == "nvme_cqe" and commands <= 0:
+                events.append(TraceEvent(event.t_ns, event.context, event.lane, "wait", ()))
+        return events
+
+
+_LANES = {"kvm": "KVM", "host-stack": "host", "host-driver": "host", "disk": "disk"}
+
+
+def trace_event(seen: Seen) -> TraceEvent:
+    """A recorded point with the lane that it is drawn in."""
+    key = seen.ev[0]
+    event = EVENTS.get(key)
+    cpu = seen.context.cpu.name
+    if event is not None and event.room == "disk":
+        return TraceEvent(seen.now_ns, "drive", "disk", key, seen.ev[1:])
+    return TraceEvent(seen.now_ns, seen.context.name, cpu if event is None else _LANES.get(event.room, cpu), key, seen.ev[1:])

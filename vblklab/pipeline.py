@@ -1,0 +1,185 @@
+"""A Pipeline: a frozen recipe of parts with three sides, guest, wire and host."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from dataclasses import dataclass, field
+from typing import Any
+
+from .device import VirtioBlkDevice
+from .disk import ImageFile, Nvme, Ram
+from .engine import Simulated, Sync
+from .errors import ConfigError
+from .guest.fio import Fio
+from .guest.virtio_blk import VirtioBlkDriver
+from .iostack import IOStack
+from .kvm import Kvm
+from .ring.split import check_queue_size
+from .transport import Mmio
+
+__all__ = ["Pipeline", "Split"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The ``queue`` part: split virtqueues of ``size`` entries."""
+
+    size: int = 256
+
+    def __post_init__(self) -> None:
+        check_queue_size(self.size)
+
+
+_PARTS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    # part: side, methods or attributes it must have, an example
+    "app": ("guest", ("start", "clones"), 'vb.Fio(rw="randread", iodepth=8)'),
+    "iostack": ("guest", ("submit_bio",), "vb.IOStack()"),
+    "driver": ("guest", ("probe", "queue_rq"), "vb.VirtioBlkDriver()"),
+    "queue": ("wire", ("size",), "vb.Split(256)"),
+    "transport": ("wire", (), "vb.Mmio()"),
+    "kvm": ("wire", ("kick", "call"), 'vb.Kvm(kick="ioeventfd", call="irqfd")'),
+    "device": ("host", ("run", "handle_output"), "vb.VirtioBlkDevice()"),
+    "engine": ("host", ("submit", "reap"), "vb.Simulated() or vb.Sync()"),
+    "host_iostack": ("host", ("submit_bio",), "vb.IOStack()"),
+    "disk": ("host", ("open", "drive"), 'vb.Nvme(), vb.Ram(64 << 20) or vb.ImageFile("disk.img")'),
+}
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Everything between an application and a disk.  ``boot(machine)`` builds it fresh, ``replace`` gives another recipe.
+
+    A behaviour (device, driver, iostack, engine) is given as an instance or as a class; ``engine=None`` is the machine's own.
+    """
+
+    app: Any = field(default_factory=lambda: Fio(rw="randread", bs=4096, number_ios=1000))
+    iostack: Any = field(default_factory=IOStack)
+    driver: Any = VirtioBlkDriver
+    queue: Any = field(default_factory=Split)
+    transport: Any = field(default_factory=Mmio)
+    kvm: Any = field(default_factory=Kvm)
+    device: Any = VirtioBlkDevice
+    engine: Any = None
+    host_iostack: Any = field(default_factory=IOStack)
+    disk: Any = field(default_factory=Nvme)
+
+    def __post_init__(self) -> None:
+        for name, (_, needs, example) in _PARTS.items():
+            part = getattr(self, name)
+            if name == "engine" and part is None:
+                continue
+            missing = [need for need in needs if not hasattr(part, need)]
+            if missing or (name == "transport" and not isinstance(part, Mmio)):
+                raise ConfigError(f"{name}={part!r} is not a {name}", f"give for example {example}")
+
+    def replace(self, **parts: Any) -> Pipeline:
+        """Another recipe with these parts exchanged; an unknown part name is a ConfigError."""
+        for name in parts:
+            if name not in _PARTS:
+                raise ConfigError(f"no part {name!r}", f"the parts are {', '.join(_PARTS)}")
+        return dataclasses.replace(self, **parts)
+
+    def set(self, assignment: str) -> Pipeline:
+        """Exchange a part by text, as ``vblk run --set`` does: ``kvm.kick=mmio-exit``, ``disk=disk.img``, ``queue=128``."""
+        return _set(self, assignment)
+
+    def boot(self, machine: Any) -> Any:
+        """A machine standing before the first I/O; raises a typed error for what it cannot honour."""
+        if isinstance(machine, type):
+            machine = machine()
+        if not hasattr(machine, "boot"):
+            raise ConfigError(f"machine={machine!r} is not a machine", "give for example vb.SimMachine() or vb.LiveMachine()")
+        return machine.boot(self)
+
+    def run(self, machine: Any, **options: Any) -> Any:
+        """Boot and run to the end: ``boot(machine).run()``."""
+        return self.boot(machine).run(**options)
+
+    def describe(self) -> dict[str, str]:
+        """Part → how it was given."""
+        return {name: _text(getattr(self, name)) for name in _PARTS}
+
+    def __repr__(self) -> str:
+        lines = [f"    {name:13}{_text(getattr(self, name))}" for name in _PARTS]
+        return "Pipeline(\n" + "\n".join(lines) + "\n)"
+
+    def _repr_html_(self) -> str:
+        left, rows = 'style="text-align:left"', []
+        for name, (side, _, _) in _PARTS.items():
+            part = html.escape(_text(getattr(self, name)))
+            rows.append(f"<tr><td {left}>{side}</td><td {left}><b>{name}</b></td><td {left}><code>{part}</code></td></tr>")
+        return f"<table>{''.join(rows)}</table>"
+
+
+def _text(part: Any) -> str:
+    if part is None:
+        return "the machine's own"
+    return part.__name__ if isinstance(part, type) else repr(part)
+
+
+# -- parts by text -----------------------------------------------------------------------------------------------------------
+
+
+def _value(text: str) -> Any:
+    lowered = text.lower()
+    if lowered in ("true", "yes", "on", "false", "no", "off"):
+        return lowered in ("true", "yes", "on")
+    if lowered == "none":
+        return None
+    for convert in (lambda t: int(t, 0), float):
+        try:
+            return convert(text)
+        except ValueError:
+            continue
+    units = {"k": 10, "m": 20, "g": 30}
+    if text[:-1].isdigit() and lowered[-1] in units:
+        return int(text[:-1]) << units[lowered[-1]]
+    return text
+
+
+def _disk_of(text: str) -> Any:
+    names = {"nvme": Nvme, "ram": Ram}
+    return names[text]() if text in names else ImageFile(text)
+
+
+def _set(pipeline: Pipeline, assignment: str) -> Pipeline:
+    name, equals, text = assignment.partition("=")
+    part, _, option = name.strip().partition(".")
+    text = text.strip()
+    if not equals:
+        raise ConfigError(f"--set {assignment!r}", "write part=value or part.option=value")
+    if part not in _PARTS:
+        raise ConfigError(f"no part {part!r}", f"the parts are {', '.join(_PARTS)}")
+    if part == "app":
+        raise ConfigError("the application comes from the job file", "change the job file")
+    if option:
+        return pipeline.replace(**{part: _with_option(part, getattr(pipeline, part), option, _value(text))})
+    if part == "disk":
+        return pipeline.replace(disk=_disk_of(text))
+    if part == "queue" and text.isdigit():
+        return pipeline.replace(queue=Split(int(text)))
+    if part == "engine":
+        engines = {"simulated": Simulated(), "sync": Sync()}
+        if text not in engines:
+            raise ConfigError(f"no engine {text!r}", f"choose {' or '.join(engines)}")
+        return pipeline.replace(engine=engines[text])
+    raise ConfigError(f"part {part!r} takes no plain value", f"write {part}.option=value; for example {_PARTS[part][2]}")
+
+
+def _with_option(part: str, old: Any, option: str, value: Any) -> Any:
+    import inspect
+
+    cls = old if isinstance(old, type) else type(old)
+    known = [name for name, p in inspect.signature(cls).parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if option not in known:
+        raise ConfigError(f"{part} has no option {option!r}", f"it has {', '.join(known)}")
+    if dataclasses.is_dataclass(old) and not isinstance(old, type):
+        return dataclasses.replace(old, **{option: value})
+    kept = {} if isinstance(old, type) else {k: getattr(old, k) for k in known if hasattr(old, k)}
+    if part == "device" and not isinstance(old, type):
+        kept["queues"] = old.num_queues or None
+    try:
+        return cls(**(kept | {option: value}))
+    except TypeError as error:
+        raise ConfigError(f"{part}.{option}={value!r}: {error}", f"for example {_PARTS[part][2]}") from None

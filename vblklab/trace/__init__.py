@@ -1,0 +1,1 @@
+"""Recording, statistics, and the Run that a machine returns."""
