@@ -1,0 +1,1 @@
+"""Every notebook is run; the first one in a real browser too."""

@@ -1,0 +1,47 @@
+"""Every lab runs from top to bottom in a fresh kernel, without an error."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from .jupyter_home import LABS, copy_labs, jupyter_env
+
+LIMIT_S = 120
+NOTEBOOKS = sorted(LABS.glob("*.ipynb"))
+
+
+async def run(notebook: nbformat.NotebookNode, folder: Path, env: dict[str, str]) -> None:
+    client = NotebookClient(notebook, kernel_name="python3", store_widget_state=False, resources={"metadata": {"path": str(folder)}})
+    async with asyncio.timeout(LIMIT_S), client.async_setup_kernel(env=env):
+        for index, cell in enumerate(notebook.cells):
+            await client.async_execute_cell(cell, index)
+
+
+def errors_in(notebook: nbformat.NotebookNode) -> list[str]:
+    """What went wrong: an error nobody announced with the tag ``raises-exception``, or a traceback on stderr."""
+    wrong = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "error" and "raises-exception" not in cell.metadata.get("tags", []):
+                wrong.append(f"cell {cell.id}: {output.ename}: {output.evalue}")
+            if output.output_type == "stream" and output.name == "stderr" and "Traceback (most recent call last)" in output.text:
+                wrong.append(f"cell {cell.id}: {output.text}")
+    return wrong
+
+
+def test_the_first_lab_is_there() -> None:
+    assert LABS / "00_the_whole_path.ipynb" in NOTEBOOKS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_lab_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
+    labs = copy_labs(tmp_path / "labs")
+    notebook = nbformat.read(labs / path.name, as_version=4)
+    asyncio.run(run(notebook, labs, jupyter_env(tmp_path / "jupyter")))
+    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip())
+    assert not (wrong := errors_in(notebook)), "\n".join(wrong)

@@ -1,0 +1,262 @@
+"""The capability probe: on which rungs of the ladder this machine stands, why, and how to gain the others.
+
+A rung is available when this version of vblklab can run on it here and now.  What a later version needs is looked for too,
+so that a line says what is missing on this machine and what is missing in vblklab.
+"""
+
+from __future__ import annotations
+
+import html
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .._version import __version__
+from ..machine.live import live_missing
+
+__all__ = ["Capabilities", "Finding", "Rung", "capabilities", "doctor"]
+
+NOT_USED = "this version of vblklab does not use it yet"
+PACKAGES = ("numpy", "plotly", "jupyterlab", "ipywidgets", "anywidget", "kaleido", "cloudpickle", "tqdm")
+_KVM_GET_API_VERSION, _KVM_CREATE_VM, _KVM_API = 0xAE00, 0xAE01, 12
+_SIGNS = {True: ("✓", "#1a8a5c"), False: ("–", "#8a6d1a")}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that vblklab can use here, or not: ``why`` says what was found, ``gain`` how to get what is missing.
+
+    ``used`` is False where this version of vblklab would not use it even if it were here; it is never available then.
+    """
+
+    name: str
+    available: bool
+    why: str
+    gain: str = ""
+    used: bool = True
+
+    @property
+    def line(self) -> str:
+        """All of it in one line."""
+        if not self.used:
+            return f"{NOT_USED}; {self.why}{self.gain and f'. For later: {self.gain}'}"
+        return f"{self.why}{self.gain and f'. To gain it: {self.gain}'}"
+
+
+@dataclass(frozen=True)
+class Rung(Finding):
+    """One rung of the ladder, ``name`` L0 to L4."""
+
+    title: str = ""
+
+
+class Capabilities(list[Rung]):
+    """The rungs from L0 to L4; ``tools`` are the programs beside them, ``system`` is what all of it runs on."""
+
+    def __init__(self, rungs: list[Rung], tools: list[Finding], system: str) -> None:
+        super().__init__(rungs)
+        self.tools = tools
+        self.system = system
+
+    @property
+    def verdict(self) -> str:
+        """Which rungs are left, in one sentence."""
+        here = [f"{rung.name} ({rung.title})" for rung in self if rung.available]
+        return f"This machine offers {' and '.join(here) or 'no rung'}. Every lab can be finished on L0."
+
+    def _lines(self) -> Iterator[tuple[Finding, str, str]]:
+        for rung in self:
+            yield rung, rung.name, rung.title
+        for tool in self.tools:
+            yield tool, "", tool.name
+
+    def text(self, columns: int = 100) -> str:
+        """Lines for a terminal that wide."""
+        width = max(len(title) for _, _, title in self._lines())
+        lines = textwrap.wrap(self.system, columns)
+        for finding, name, title in self._lines():
+            front = f"  {_SIGNS[finding.available][0]} {name:2}  {title:{width}}  "
+            lines += [""] * (finding is self[0] or finding is self.tools[0])
+            lines += textwrap.wrap(
+                front + finding.line, max(columns, len(front) + 30), subsequent_indent=" " * len(front), break_on_hyphens=False
+            )
+        return "\n".join([*lines, "", *textwrap.wrap(self.verdict, columns)])
+
+    def __str__(self) -> str:
+        return self.text()
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        cell = 'style="text-align:left;vertical-align:top;padding:3px 12px 3px 4px"'
+        rows = []
+        for finding, name, title in self._lines():
+            sign, colour = _SIGNS[finding.available]
+            rows.append(
+                f'<tr><td {cell}><b style="color:{colour}">{sign}</b></td><td {cell}><b>{name}</b></td>'
+                f'<td {cell[:-1]};white-space:nowrap">{html.escape(title)}</td>'
+                f"<td {cell}>{html.escape(finding.line)}</td></tr>"
+            )
+        return f"<div>{html.escape(self.system)}</div><table>{''.join(rows)}</table><div>{html.escape(self.verdict)}</div>"
+
+
+def capabilities() -> Capabilities:
+    """Look at this machine and say which rungs it offers: ``vb.doctor()``."""
+    rungs = [_simulated(), _recorded(), _live(), _guest(), _kvm()]
+    return Capabilities(rungs, [_pictures(), _fio(), _tracefs()], _system())
+
+
+doctor = capabilities
+"""The name under which the package exports it."""
+
+
+def _system() -> str:
+    host = f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} CPUs"
+    packages = ", ".join(f"{name} {_version(name) or 'missing'}" for name in PACKAGES)
+    return f"vblklab {__version__} on {platform.python_implementation()} {platform.python_version()}, {host}; {packages}"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+# -- the rungs ---------------------------------------------------------------------------------------------------------------
+
+
+def _simulated() -> Rung:
+    if sys.byteorder != "little":
+        return Rung("L0", False, "this host is big-endian", "a little-endian host: x86-64, arm64, riscv64", title="simulated")
+    return Rung("L0", True, "SimMachine needs nothing but Python and numpy", title="simulated")
+
+
+def _recorded() -> Rung:
+    return Rung("L1", False, "it has no importers yet, and needs nothing of this machine", title="recorded traces", used=False)
+
+
+def _live() -> Rung:
+    title = "live"
+    missing = live_missing()
+    if missing:
+        return Rung("L2", False, missing, "Linux and a Python with os.eventfd and os.memfd_create", title=title)
+    try:
+        for fd in (os.eventfd(0, os.EFD_CLOEXEC), os.memfd_create("vblklab-doctor")):
+            os.close(fd)
+    except OSError as error:
+        why = f"the kernel refuses eventfd or memfd ({os.strerror(error.errno or 0)})"
+        return Rung("L2", False, why, "allow eventfd2 and memfd_create in this container's seccomp profile", title=title)
+    if not _version("cloudpickle"):
+        why = "eventfd and memfd work, but cloudpickle is missing, so only LiveMachine(device='thread') runs"
+        return Rung("L2", True, why, "pip install cloudpickle", title=title)
+    return Rung("L2", True, "Linux with eventfd and memfd: driver and device in two processes or threads", title=title)
+
+
+def _guest() -> Rung:
+    found = {name: _program(name) for name in ("qemu-system-x86_64", "qemu-storage-daemon")}
+    why = ", ".join(f"{name} {version or 'is missing'}" for name, version in found.items())
+    return Rung("L3", False, why, "" if all(found.values()) else "apt install qemu-system-x86", title="real Linux guest", used=False)
+
+
+def _kvm(device: str = "/dev/kvm", modules: str = "/sys/module") -> Rung:
+    return Rung("L4", False, *_kvm_found(device, modules), title="real KVM", used=False)
+
+
+def _kvm_found(device: str, modules: str) -> tuple[str, str]:
+    """What there is of KVM, and how to get what is missing of it."""
+    if sys.platform != "linux":
+        return f"KVM is a part of Linux, this is {platform.system()}", "a Linux host"
+    import fcntl
+
+    flavours = sorted(path.name for path in Path(modules).glob("kvm_*") if path.name in ("kvm_intel", "kvm_amd", "kvm_pvm", "kvm_hv"))
+    flavour = " and ".join(flavours) or "no kvm_intel, kvm_amd or kvm_pvm module"
+    try:
+        kvm = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return f"there is no {device}", "load kvm_intel or kvm_amd; inside a virtual machine its host must offer nested virtualization"
+    except PermissionError:
+        return f"{device} ({flavour}) is there, but not for you", "sudo usermod -aG kvm $USER, then log in again"
+    except OSError as error:
+        return f"{device} does not open: {os.strerror(error.errno or 0)}", "load kvm_intel or kvm_amd"
+    try:
+        version = fcntl.ioctl(kvm, _KVM_GET_API_VERSION, 0)
+        if version == _KVM_API:
+            os.close(fcntl.ioctl(kvm, _KVM_CREATE_VM, 0))
+    except OSError as error:
+        return f"{device} opens, but makes no virtual machine: {os.strerror(error.errno or 0)}", "use a host whose KVM works"
+    finally:
+        os.close(kvm)
+    if version != _KVM_API:
+        return f"{device} has API version {version}, not {_KVM_API}", "a current Linux"
+    note = ", which emulates a guest's kernel code" if "kvm_pvm" in flavours else ""
+    return f"{device} works (API version {version}, {flavour}{note})", ""
+
+
+# -- the programs beside the ladder ------------------------------------------------------------------------------------------
+
+
+def _pictures() -> Finding:
+    """What kaleido will draw PNG, SVG and PDF with."""
+    browser = _browser()
+    name = "Chrome or Chromium"
+    if browser and _version("kaleido"):
+        return Finding(name, True, f"{browser}: export() writes PNG, SVG and PDF")
+    if browser:
+        return Finding(name, False, "kaleido is missing: export() writes only HTML and CSV", "pip install kaleido")
+    return Finding(name, False, "not here: export() writes only HTML and CSV", "apt install chromium")
+
+
+def _browser() -> str:
+    try:
+        from choreographer.browsers.chromium import Chromium
+
+        found = Chromium.find_browser(skip_local=False) or ""
+    except (ImportError, AttributeError, TypeError):  # another release of kaleido's helper
+        names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+        found = next(filter(None, map(shutil.which, names)), "")
+    return str(found) if found and os.access(found, os.X_OK) else ""
+
+
+def _fio() -> Finding:
+    version = _program("fio")
+    if version:
+        return Finding("fio", True, f"{version}; only the tests ask it, jobs run without it")
+    return Finding("fio", False, "not here; only the tests ask it, jobs run without it", "apt install fio")
+
+
+def _tracefs(mounts: str = "/proc/mounts") -> Finding:
+    """Whether real block and KVM events could be recorded here."""
+    name, how = "tracefs", "mount -t tracefs nodev /sys/kernel/tracing"
+    try:
+        mounted = [
+            fields[1] for line in Path(mounts).read_text(encoding="utf-8").splitlines() if (fields := line.split())[2:3] == ["tracefs"]
+        ]
+    except OSError:
+        return Finding(name, False, "it is a part of Linux", "a Linux host", used=False)
+    if not mounted:
+        return Finding(name, False, "it is not mounted", f"as root, {how}", used=False)
+    if not os.access(mounted[0] + "/events", os.R_OK | os.X_OK):
+        return Finding(name, False, f"{mounted[0]} is mounted, but not readable for you", "be root", used=False)
+    return Finding(name, False, f"{mounted[0]} is mounted and readable", used=False)
+
+
+def _program(name: str) -> str:
+    """The version that a program says it is, "" without the program."""
+    path = shutil.which(name)
+    if path is None:
+        return ""
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    found = re.search(r"\d+(\.\d+)+", said)
+    return found[0] if found else "of unknown version"
