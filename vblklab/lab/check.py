@@ -29,7 +29,10 @@ _CHAPTERS = ("chapter_00",)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check says; backticks mark code.  ``state``: ``right``, ``wrong``, ``noted`` (a prediction), ``open`` (no answer yet)."""
+    """What a check says; backticks mark code.
+
+    ``state`` is ``right``, ``wrong``, ``noted`` (a prediction) or ``open`` (no answer yet).
+    """
 
     state: str
     text: str
