@@ -6,16 +6,20 @@ import copy
 import datetime
 import os
 import platform
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 from .._version import __version__
-from ..errors import ConfigError
 from ..stats import JobStat
 from ..trace.correlate import Correlator
 from ..trace.run import Run, TraceEvent
 
-__all__ = ["Recipe", "build_run", "default_vcpus", "fresh", "host_provenance", "memory_bytes"]
+__all__ = ["Recipe", "build_run", "default_vcpus", "deferred_interrupt", "fresh", "host_provenance", "memory_bytes"]
 
 
 class Recipe(Protocol):
@@ -112,8 +116,33 @@ def build_run(
     )
 
 
-def check_part(value: Any, name: str, methods: tuple[str, ...], example: str) -> None:
-    """Raise ConfigError unless ``value`` (or the class it is) has the methods that its place needs."""
-    missing = [method for method in methods if not hasattr(value, method)]
-    if missing:
-        raise ConfigError(f"{name}={value!r} has no {missing[0]}", f"give for example {example}")
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], None]]:
+    """Ctrl-C raised where the machine is whole: inside, the signal is only noted, and the function yielded raises it.
+
+    An exception in the middle of a context would end that context.  A second Ctrl-C is not held back.  Elsewhere than in the
+    main thread signals do not arrive, and nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    pressed = 0
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed += 1
+        if pressed > 1:
+            raise KeyboardInterrupt
+
+    def check() -> None:
+        nonlocal pressed
+        if pressed:
+            pressed = 0
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)

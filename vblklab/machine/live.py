@@ -24,7 +24,7 @@ from ..spec.virtio_mmio import Reg
 from ..trace.correlate import Correlator
 from ..trace.run import Run, TraceEvent
 from ..transport import MmioTransport
-from .base import Recipe, build_run, default_vcpus, fresh, memory_bytes
+from .base import Recipe, build_run, default_vcpus, deferred_interrupt, fresh, memory_bytes
 from .live_device import ACCESS, Fds, Setup, SharedInterruptStatus, device_main, fence, recv_message, send_message
 from .loop import LiveLoop, LogEntry
 
@@ -307,9 +307,14 @@ class LiveVm:
                 last = time.monotonic()
                 progress(self._completed(), total)
 
+        def running() -> bool:
+            check_interrupt()
+            return bool(self.loop.tasks_left)
+
         try:
             try:
-                self._turn_until(lambda: not self.loop.tasks_left, "the run", tick)
+                with deferred_interrupt() as check_interrupt:
+                    self._turn_until(lambda: not running(), "the run", tick)
             except KeyboardInterrupt:
                 interrupted = True
                 for task in self.tasks:

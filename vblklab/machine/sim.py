@@ -21,7 +21,7 @@ from ..spec.virtio import Status
 from ..trace.correlate import Correlator
 from ..trace.run import Run, TraceEvent
 from ..transport import MmioRegisters, MmioTransport
-from .base import Recipe, build_run, default_vcpus, fresh, memory_bytes
+from .base import Recipe, build_run, default_vcpus, deferred_interrupt, fresh, memory_bytes
 from .costs import CostTable
 from .observe import Observer, Seen, trace_event
 from .sched import Context, Cpu, Scheduler
@@ -248,6 +248,8 @@ class SimVm:
         """Go on to the next trace point (or over so many) and return it; None when every task has ended."""
         event: TraceEvent | None = None
         sched, observer = self.scheduler, self._observer
+        if sched.tasks_left:
+            self._check_open()
         sched.refresh()
         observer.stepping()
         for _ in range(points):
@@ -293,17 +295,24 @@ class SimVm:
         collecting = gc.isenabled()
         gc.disable()  # the path makes no cycles: what is young is looked at between chunks, in a tenth of the time
         try:
-            while self._advance(_CHUNK):
-                gc.collect(0)
-                done = shared.completed
-                idle = idle + 1 if done == seen else 0
-                seen = done
-                if idle > _STALL_CHUNKS:
-                    raise Stalled(f"{idle * _CHUNK:,} trace points without a completed I/O", "a poll loop waits for a buffer that was lost")
-                if progress is not None:
-                    progress(done, total)
+            with deferred_interrupt() as check_interrupt:
+                while self._advance(_CHUNK):
+                    check_interrupt()
+                    gc.collect(0)
+                    done = shared.completed
+                    idle = idle + 1 if done == seen else 0
+                    seen = done
+                    if idle > _STALL_CHUNKS:
+                        raise Stalled(
+                            f"{idle * _CHUNK:,} trace points without a completed I/O", "a poll loop waits for a buffer that was lost"
+                        )
+                    if progress is not None:
+                        progress(done, total)
         except KeyboardInterrupt:
             interrupted = True
+        except BaseException:
+            self.close()
+            raise
         finally:
             if collecting:
                 gc.enable()
@@ -370,6 +379,7 @@ class SimVm:
 
     def task(self, generator: Any, name: str = "task") -> None:
         """Run a generator of your own as a guest task on vCPU 0 until it ends, for example ``vm.task(vm.driver.restart())``."""
+        self._check_open()
         sched = self.scheduler
         context = sched.add(f"vCPU 0 {name}", self.vcpus[0], generator, wake_ns=self._ns("wake:task"), task=True)
         context.notify()
@@ -381,6 +391,7 @@ class SimVm:
         """Give the disk another size in bytes; the device tells the driver."""
         if size % 512 or size <= 0:
             raise ConfigError(f"size={size}", "give a positive multiple of 512 bytes")
+        self._check_open()
         self.store.resize(size)
         self.device.resize(size >> 9)
 
