@@ -240,7 +240,7 @@ _group("mmio_write", ("kvm_exit", (1,)), ("kvm_mmio", (1, 2, 3)), ("kvm_userspac
 _group("pop_read", ("virtqueue_pop", (1,)), ("virtio_blk_handle_read", (1, 2, 3)))
 _group("pop_write", ("virtqueue_pop", (1,)), ("virtio_blk_handle_write", (1, 2, 3)))
 _group("pop_other", ("virtqueue_pop", (1,)), ("virtio_blk_handle_other", (1, 2)))
-_group("nvme_command", ("nvme_queue_rq", (1,)), ("nvme_commit_rqs", (2,)), ("nvme_fetch", (1,)))
+_group("nvme_command", ("nvme_queue_rq", (1,)), ("nvme_commit_rqs", (2,)))
 _group("nvme_interrupt", ("irq_handler_entry", (2,)), ("nvme_irq", (1,)))
 _group("request_done", ("block_rq_complete", (1,)), ("block_bio_complete", (2,)))
 _group("host:request_done", ("host:block_rq_complete", (1,)), ("host:block_bio_complete", (2,)))

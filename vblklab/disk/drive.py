@@ -6,7 +6,7 @@ import errno
 import random
 from collections import deque
 from collections.abc import Callable, Generator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from ..events import WAIT, Spend
@@ -17,6 +17,13 @@ __all__ = ["BrdDriver", "Drive", "NvmeDriver", "ServiceTime", "execute"]
 
 Steps = Generator[Any, int, Any]
 _READ, _WRITE, _FLUSH, _DISCARD = int(Op.READ), int(Op.WRITE), int(Op.FLUSH), int(Op.DISCARD)
+
+
+@lru_cache(maxsize=16)
+def _factors(seed: int, spread: float) -> tuple[float, ...]:
+    """A lap of log-normal factors; kept, because the same seed boots again and again behind a slider."""
+    rng = random.Random(seed)
+    return tuple(rng.lognormvariate(0.0, spread) for _ in range(4093)) if spread else (1.0,)
 
 
 class ServiceTime:
@@ -33,8 +40,7 @@ class ServiceTime:
         self.bytes_per_us = bytes_per_us
         self._dies = [0] * dies
         self._link_free = 0
-        rng = random.Random(seed)
-        self._factors = [rng.lognormvariate(0.0, spread) for _ in range(4093)] if spread else [1.0]
+        self._factors = _factors(seed, spread)
         self._next = 0
 
     def done(self, now: int, op: int, sector: int, length: int) -> int:
@@ -104,6 +110,7 @@ class Drive:
     def submit(self, rq: Request, now_ns: int) -> None:
         """The drive fetches a command at ``now_ns``."""
 
+        self._trace(("nvme_fetch", rq.key))
         self._at(self.service.done(now_ns, rq.op, rq.sector, rq.length), partial(self._end, rq))
 
     def _end(self, rq: Request, now_ns: int) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..events import STEPS
+from ..errors import ConfigError
+from ..events import EVENTS, STEPS
 from ..stats import Histogram
 
 __all__ = ["COLUMNS", "Correlator"]
@@ -54,6 +55,8 @@ class Correlator:
                 handler(now, ev)
             except KeyError:
                 self.unmatched += 1
+            except IndexError:
+                raise ConfigError(f"trace point {ev!r} lacks arguments", f"it takes {', '.join(EVENTS[ev[0]].args)}") from None
 
     def forget(self) -> None:
         """Drop what is half matched: points were skipped."""
@@ -68,8 +71,6 @@ class Correlator:
         by_host_rq: dict[int, list[int]] = {}
         joined: dict[int, list[list[int]]] = {}
         reaping: dict[int, list[list[int]]] = {}
-        batch: list[list[int]] = []  # NVMe commands queued behind one doorbell, and those that it was just rung for
-        committed: list[list[int]] = []
         finished = self._finished
         added = filled = kicked = zero[:]
         interrupt_ns = device_wake_ns = guest_wake_ns = 0
@@ -139,28 +140,11 @@ class Correlator:
             row = by_host_rq[ev[1]]
             if not row[_D7]:
                 row[_D7] = now
-            if not row[_HW]:
-                batch.append(row)
-
-        def host_requeue(now: int, ev: Any) -> None:
-            if batch and batch[-1] is by_host_rq[ev[1]]:
-                batch.pop()
-
-        def brd_submit(now: int, ev: Any) -> None:
-            row = by_host_rq[ev[1]]
-            if not row[_D7]:
-                row[_D7] = now
-
-        def nvme_commit(now: int, ev: Any) -> None:
-            committed[:] = [row for row in batch if not row[_HW]]
-            batch.clear()
-            for row in committed:
-                row[_HW] = now
 
         def nvme_fetch(now: int, ev: Any) -> None:
-            for row in committed:  # one doorbell, and the drive fetches all that was queued before it
+            row = by_host_rq[ev[1]]
+            if not row[_HW]:
                 row[_HW] = now
-            committed.clear()
 
         def nvme_cqe(now: int, ev: Any) -> None:
             by_host_rq[ev[1]][_U1] = now
@@ -232,9 +216,7 @@ class Correlator:
             "host:block_bio_queue": host_enter,
             "host:block_getrq": host_getrq,
             "nvme_queue_rq": nvme_queue_rq,
-            "brd_submit_bio": brd_submit,
-            "nvme_commit_rqs": nvme_commit,
-            "host:block_rq_requeue": host_requeue,
+            "brd_submit_bio": nvme_queue_rq,
             "nvme_fetch": nvme_fetch,
             "nvme_cqe": nvme_cqe,
             "host:block_rq_complete": host_rq_complete,
