@@ -50,10 +50,29 @@ def test_stepping_goes_over_the_points_of_the_run() -> None:
 def test_one_read_at_depth_1_hits_the_steps_in_the_order_of_the_path() -> None:
     run = vb.Pipeline(app=vb.Fio(rw="randread", bs=4096, number_ios=3)).run(vb.SimMachine())
     keys = [event.key for event in run.trace]
-    order = ["sys_enter_io_submit", "block_bio_queue", "virtio_queue_rq", "virtqueue_add_sgs", "vm_notify", "kvm_fast_mmio", "virtqueue_pop",
-             "host:block_bio_queue", "nvme_queue_rq", "nvme_cqe", "host:block_rq_complete", "virtio_blk_rw_complete", "virtqueue_fill",
-             "virtio_notify_irqfd", "kvm_set_irq", "kvm_inj_virq", "vm_interrupt", "virtqueue_get_buf", "block_rq_complete",
-             "block_bio_complete", "sys_exit_io_getevents"]  # fmt: skip
+    order = [
+        "sys_enter_io_submit",
+        "block_bio_queue",
+        "virtio_queue_rq",
+        "virtqueue_add_sgs",
+        "vm_notify",
+        "kvm_fast_mmio",
+        "virtqueue_pop",
+        "host:block_bio_queue",
+        "nvme_queue_rq",
+        "nvme_cqe",
+        "host:block_rq_complete",
+        "virtio_blk_rw_complete",
+        "virtqueue_fill",
+        "virtio_notify_irqfd",
+        "kvm_set_irq",
+        "kvm_inj_virq",
+        "vm_interrupt",
+        "virtqueue_get_buf",
+        "block_rq_complete",
+        "block_bio_complete",
+        "sys_exit_io_getevents",
+    ]
     places = [keys.index(key) for key in order]
     assert places == sorted(places)
     assert (run.rows[:, 1:] >= run.rows[:, :-1]).all()

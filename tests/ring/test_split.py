@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -56,7 +57,7 @@ def test_2_7_areas_are_aligned_apart_and_zero(size: int) -> None:
     assert (layout.desc % 16, layout.avail % 2, layout.used % 4) == (0, 0, 0)
     areas = layout.areas()
     assert [length for _, length in areas] == [16 * size, 6 + 2 * size, 6 + 8 * size]
-    assert all(start + length <= after for (start, length), (after, _) in zip(areas, areas[1:], strict=False))
+    assert all(start + length <= after for (start, length), (after, _) in pairwise(areas))
     assert all(memory.read(start, length) == bytes(length) for start, length in areas)
 
 
@@ -129,7 +130,7 @@ def test_2_7_5_3_every_head_has_a_table_of_its_own() -> None:
     driver, _, ring = pair(indirect=4)
     heads = [driver.add_sgs([(DATA + 64 * i, 8)] * 2, [(DATA, 1)] * 2, i) for i in range(8)]
     spans = sorted(ring.read_desc(head)[:2] for head in heads)
-    assert all(at + length <= after for (at, length), (after, _) in zip(spans, spans[1:], strict=False))
+    assert all(at + length <= after for (at, length), (after, _) in pairwise(spans))
 
 
 @pytest.mark.parametrize("readable", [0, 1, 2, 5])
@@ -159,6 +160,20 @@ def test_2_7_13_nothing_is_visible_before_it_is_published() -> None:
     assert changed(ring, driver.publish) == {"avail"}
     assert not device.empty()
     assert len(list(iter(device.pop, None))) == 2
+
+
+def test_2_7_10_1_a_kick_is_for_what_is_published_and_not_for_what_another_context_has_added() -> None:
+    driver, device, _ = pair()
+    driver.add_sgs([(DATA, 4)], [], "mine")
+    driver.publish()
+    driver.add_sgs([(DATA, 4)], [], "another's")
+    assert driver.kick_prepare()
+    device.set_notification(False)
+    assert device.pop() is not None
+    device.set_notification(True)
+    assert device.recheck(), "the device sleeps"
+    driver.publish()
+    assert driver.kick_prepare()
 
 
 def test_2_7_13_3_idx_runs_free_and_wraps() -> None:
@@ -217,7 +232,9 @@ def test_a_full_ring_goes_on_after_one_completion() -> None:
     assert driver.add_sgs([(DATA, 4)], [], "next") == chains[2].head
 
 
-@pytest.mark.parametrize(("readable", "writable", "why"), [([], [], "without a segment"), ([(DATA, 1)] * 9, [], "9 segments on a queue of 8")])
+@pytest.mark.parametrize(
+    ("readable", "writable", "why"), [([], [], "without a segment"), ([(DATA, 1)] * 9, [], "9 segments on a queue of 8")]
+)
 def test_a_buffer_that_can_never_fit_is_a_mistake_and_not_a_full_queue(readable: Any, writable: Any, why: str) -> None:
     driver, _, _ = pair()
     with pytest.raises(vb.ConfigError, match=why):
@@ -317,6 +334,32 @@ def test_after_a_reset_the_driver_takes_back_what_never_came() -> None:
     assert len({driver.add_sgs([(DATA, 4)], [], i) for i in range(8)}) == 8
 
 
+def test_a_renewed_ring_is_out_of_reach_of_whoever_still_stands_in_the_old_one() -> None:
+    old, _, ring = pair(indirect=4)
+    for i in range(3):
+        old.add_sgs([(DATA, 4)], [(DATA, 1)], i)
+    old.publish()
+    old.broken = vb.VirtioError("a reset")
+    assert sorted(old.detach_unused_bufs()) == [0, 1, 2]
+    new = old.renew(event_idx=True)
+    assert new.layout == old.layout and new.num_free == 8
+    assert not any(b"".join(bytes_of(ring).values())), "as fresh as an allocated one"
+
+    def stale() -> None:
+        old.publish()
+        old.kick_prepare()
+        assert old.get_buf() is None
+        old.disable_cb()
+        old.enable_cb()
+        old.enable_cb_check()
+
+    assert not changed(ring, stale)
+    new.add_sgs([(DATA, 4)], [], "new")
+    new.publish()
+    chain = SplitDevice(ring.memory, new.layout).pop()
+    assert chain is not None and chain.head == 0
+
+
 def test_a_queues_number_is_in_the_key_of_its_chains() -> None:
     driver, device, _ = pair(number=3)
     head = driver.add_sgs(*READ, token="a")
@@ -363,7 +406,9 @@ def test_2_7_8_a_used_id_inside_a_chain_breaks_the_queue() -> None:
 
 def test_2_7_8_a_used_id_that_was_never_offered_breaks_the_queue() -> None:
     driver, ring, heads = two_in_flight()
-    free = next(slot for slot in range(8) if slot not in {*heads, *(ring.read_desc(head)[3] for head in heads)} and not ring.read_desc(slot)[1])
+    free = next(
+        slot for slot in range(8) if slot not in {*heads, *(ring.read_desc(head)[3] for head in heads)} and not ring.read_desc(slot)[1]
+    )
     use(ring, (free, 0))
     with pytest.raises(vb.VirtioError, match="not the head"):
         driver.get_buf()

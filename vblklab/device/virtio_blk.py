@@ -36,7 +36,7 @@ Steps = Generator[Any, int, Any]
 _unpack_header = REQ_HEADER.unpack
 # Plain ints: comparing enum members is slow in CPython and these run for every request.
 _IN, _OUT, _GET_ID = int(ReqType.IN), int(ReqType.OUT), int(ReqType.GET_ID)
-_READ, _WRITE, _FLUSH = int(Op.READ), int(Op.WRITE), int(Op.FLUSH)
+_READ, _WRITE, _FLUSH, _WRITE_ZEROES = int(Op.READ), int(Op.WRITE), int(Op.FLUSH), int(Op.WRITE_ZEROES)
 _OK, _IOERR = int(BlkStatus.OK), int(BlkStatus.IOERR)
 
 
@@ -55,7 +55,7 @@ class BlkRequest:
         self.length = 0  # bytes of data
         self.status_view: memoryview | None = None
         self.status = 0
-        self.written = 0  # bytes the device wrote, the status byte included
+        self.written = 0  # bytes of data the device wrote; once it is finished, the length in the used element
         self.left = 0  # engine operations still running
 
 
@@ -418,13 +418,13 @@ class VirtioBlkDevice:
                 request.status = _IOERR
             elif op.op == _READ:
                 request.written = request.length
-            elif op.op == _WRITE and not self.writeback:
+            elif not self.writeback and (op.op == _WRITE or op.op == _WRITE_ZEROES):
                 self.submit(request, _FLUSH, 0, 0, [])  # write-through: stable before it is acknowledged
             if request.left:
                 continue
             queue = request.queue
             if self.finish(request):
-                yield ("completion_to_ring", request.key, -op.status, request.status, request.written + 1)
+                yield ("completion_to_ring", request.key, -op.status, request.status, request.written)
                 touched[queue.number] = queue
         if self.engine.batch:
             yield from self.engine.flush()
@@ -435,7 +435,7 @@ class VirtioBlkDevice:
         """End a request that needs no engine: ``virtio_blk_req_complete()``."""
         request.status = status
         if self.finish(request):
-            yield ("completion_to_ring", request.key, 0, status, request.written + 1)
+            yield ("completion_to_ring", request.key, 0, status, request.written)
             yield from self.push_and_notify(request.queue)
 
     def finish(self, request: BlkRequest) -> bool:
@@ -444,12 +444,19 @@ class VirtioBlkDevice:
         if self.queues.get(queue.number) is not queue:
             return False
         request.status_view[0] = request.status  # type: ignore[index]
-        queue.fill(request.chain, self.used_length(request))
+        request.written = written = self.used_length(request)
+        queue.fill(request.chain, written)
         return True
 
     def used_length(self, request: BlkRequest) -> int:
-        """Bytes the device wrote, for the used element: data and the status byte (§2.7.8.2)."""
-        return request.written + 1
+        """Bytes written without a gap from the first device-writable one on, for the used element (§2.7.8.2).
+
+        That is the data and the status byte behind it, but only the data where it does not fill its place.
+        """
+        written = request.written
+        if request.type == _IN and not request.status:
+            return written + 1
+        return written + (written == sum(map(len, request.chain.writable)))
 
     def push_and_notify(self, queue: SplitDevice) -> Steps:
         """Publish the used elements and interrupt the guest if it asked for it."""

@@ -56,7 +56,7 @@ class ServiceTime:
         elif op == _WRITE:
             end = start + int(self.write_ns * self._factors[at])
         elif op == _FLUSH:  # behind everything that was accepted before it
-            return max(now, *dies) + int(self.flush_ns * self._factors[at])
+            return max(now, self._link_free, *dies) + int(self.flush_ns * self._factors[at])
         else:
             length = 0
             end = start + int(self.write_ns * self._factors[at])

@@ -90,6 +90,7 @@ class RamStore:
 
 _FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE, _FALLOC_ZERO_RANGE = 1, 2, 16
 _ZEROES = bytes(1 << 20)
+_IOV_MAX = 1024
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
 
 
@@ -106,7 +107,7 @@ class FileStore:
         want = 0
         for view in views:
             want += len(view)
-        got = os.preadv(self.fd, views, offset)
+        got = os.preadv(self.fd, views if len(views) <= _IOV_MAX else views[:_IOV_MAX], offset)
         if got != want:
             self._continue(offset, views, want, got, os.preadv, "read")
 
@@ -116,7 +117,7 @@ class FileStore:
             want += len(view)
         if offset + want > self.size:
             raise OSError(errno.EIO, f"range {offset}+{want} is outside the disk of {self.size} bytes")
-        done = os.pwritev(self.fd, views, offset)
+        done = os.pwritev(self.fd, views if len(views) <= _IOV_MAX else views[:_IOV_MAX], offset)
         if done != want:
             self._continue(offset, views, want, done, os.pwritev, "write")
 
@@ -130,7 +131,7 @@ class FileStore:
                     continue
                 left.append(view[skip:])
                 skip = 0
-                if len(left) == 1024:  # IOV_MAX
+                if len(left) == _IOV_MAX:
                     break
             moved = call(self.fd, left, offset + done)  # type: ignore[operator]
             if moved <= 0:

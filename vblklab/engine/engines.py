@@ -90,6 +90,7 @@ class Sync(_Engine):
                 op.status = execute(self._store, op.op, op.sector << 9, op.length, op.segments, op.unmap)
                 self._done.append(op)
             else:
+                op.end_io = self._returned
                 yield from self._iostack.submit_bio(op, None, self._wake)
                 while op.remaining:
                     yield WAIT
@@ -97,6 +98,6 @@ class Sync(_Engine):
             yield ("host:sys_exit_preadv64", op.io)
         self._wake()
 
-    def end_io(self, op: IoOp) -> None:
+    def _returned(self, op: IoOp) -> None:
         """Wake the thread that is blocked in the call."""
         self._wake()

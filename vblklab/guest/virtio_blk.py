@@ -12,7 +12,6 @@ from ..memory import GuestPages, Segment
 from ..ring import SplitDriver
 from ..spec.virtio import DEVICE_ID_BLOCK, Feature, Status
 from ..spec.virtio_blk import (
-    CONFIG_BYTES,
     CONFIG_OFFSETS,
     DISCARD_SEG,
     DISCARD_SEG_BYTES,
@@ -124,32 +123,35 @@ class VirtioBlkDriver:
         yield from transport.add_status(Status.DRIVER_OK)
 
     def _read_config(self) -> Steps:
-        data = yield from self.transport.read_config(0, CONFIG_BYTES)
-
-        def field(name: str, size: int) -> int:
-            at = CONFIG_OFFSETS[name]
-            return int.from_bytes(data[at : at + size], "little")
-
         has = self.features
-        self.capacity_sectors = field("capacity", 8)
-        seg_max = field("seg_max", 4) if has & BlkFeature.SEG_MAX else 1
-        block = field("blk_size", 4) if has & BlkFeature.BLK_SIZE else 512
+        self.capacity_sectors = yield from self._field("capacity", 8)
+        seg_max = yield from self._field("seg_max", 4, BlkFeature.SEG_MAX, 1)
+        size_max = yield from self._field("size_max", 4, BlkFeature.SIZE_MAX)
+        block = yield from self._field("blk_size", 4, BlkFeature.BLK_SIZE, 512)
+        max_discard = yield from self._field("max_discard_sectors", 4, BlkFeature.DISCARD)
+        max_zeroes = yield from self._field("max_write_zeroes_sectors", 4, BlkFeature.WRITE_ZEROES)
+        self.num_queues = yield from self._field("num_queues", 2, BlkFeature.MQ, 1)
         if block < 512 or block & (block - 1):
             raise VirtioError(f"blk_size {block}", "5.2.4")
         self.limits = Limits(
             max_segments=max(1, min(seg_max, self.queue_size - 2) if not has & Feature.INDIRECT_DESC else seg_max),
-            max_segment_bytes=(field("size_max", 4) or 0xFFFFFFFF) if has & BlkFeature.SIZE_MAX else 0xFFFFFFFF,
-            max_discard_sectors=field("max_discard_sectors", 4) if has & BlkFeature.DISCARD else 0,
-            max_write_zeroes_sectors=field("max_write_zeroes_sectors", 4) if has & BlkFeature.WRITE_ZEROES else 0,
+            max_segment_bytes=size_max or 0xFFFFFFFF,
+            max_discard_sectors=max_discard,
+            max_write_zeroes_sectors=max_zeroes,
             logical_block_bytes=block,
             read_only=bool(has & BlkFeature.RO),
             flush=bool(has & BlkFeature.FLUSH),
         )
-        self.num_queues = field("num_queues", 2) if has & BlkFeature.MQ else 1
         if self.num_queues < 1:
             raise VirtioError(f"num_queues {self.num_queues}", "5.2.4")
         if self.max_queues is not None:
             self.num_queues = min(self.num_queues, self.max_queues)
+
+    def _field(self, name: str, size: int, feature: int = 0, otherwise: int = 0) -> Steps:
+        """One field of configuration space, or ``otherwise`` if the feature that it belongs to was not negotiated (§2.5.1)."""
+        if feature and not self.features & feature:
+            return otherwise
+        return int.from_bytes((yield from self.transport.read_config(CONFIG_OFFSETS[name], size)), "little")
 
     def _find_queues(self) -> Steps:
         """Set up the rings and, once, a request slot per tag: header and status live in guest memory, like Linux's pdu."""
@@ -162,11 +164,13 @@ class VirtioBlkDriver:
             size = min(self.queue_size, most)
             if size < 3 and not indirect:
                 raise ConfigError(f"a queue of {size} entries without INDIRECT_DESC", "a request needs 3 descriptors")
-            ring = SplitDriver.alloc(self.pages, size, event_idx=bool(self.features & Feature.EVENT_IDX), indirect_segments=indirect)
-            if first:
-                self.queues.append(ring)
+            event_idx = bool(self.features & Feature.EVENT_IDX)
+            old = None if first else self.queues[number]
+            if old is not None and (old.size, old.indirect_segments) == (size, indirect):
+                ring = self.queues[number] = old.renew(event_idx=event_idx)
             else:
-                self.queues[number] = ring
+                ring = SplitDriver.alloc(self.pages, size, event_idx=event_idx, indirect_segments=indirect)
+                self.queues[number:] = [ring, *self.queues[number + 1 :]]
             if self.poll:
                 ring.disable_cb()
             yield from self.transport.setup_queue(number, ring.layout)
@@ -238,7 +242,7 @@ class VirtioBlkDriver:
         self.interrupts += 1
         yield ("vm_interrupt",)
         bus = self.transport.bus
-        causes = yield from bus.read(_INTERRUPT_STATUS)
+        causes = (yield from bus.read(_INTERRUPT_STATUS)) & (_VRING | _CONFIG)
         if causes:
             yield from bus.write(_INTERRUPT_ACK, causes)
         if causes & _CONFIG:
@@ -313,6 +317,7 @@ class VirtioBlkDriver:
         """Nothing more will come back: end every request in flight with EIO."""
         self.failed = error
         for ring in self.queues:
+            ring.broken = ring.broken or error
             for rq in ring.detach_unused_bufs():
                 yield from self.iostack.complete(rq, errno.EIO)  # type: ignore[arg-type]
         for hctx in self.iostack.queues:

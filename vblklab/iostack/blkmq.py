@@ -124,12 +124,12 @@ class _HwQueue:
         self.rerun = False
 
 
-def _cut_gpa(gpa: int, n: int) -> int:
-    return gpa + n
+def _cut_gpa(segment: tuple[int, int], start: int, size: int) -> tuple[int, int]:
+    return segment[0] + start, size
 
 
-def _cut_view(view: memoryview, n: int) -> memoryview:
-    return view[n:]
+def _cut_view(view: memoryview, start: int, size: int) -> memoryview:
+    return view[start : start + size]
 
 
 _PLUG_MAX = 32  # BLK_MAX_REQUEST_COUNT
@@ -216,6 +216,7 @@ class IOStack:
                 return
         elif op in (_DISCARD, _WRITE_ZEROES):
             limit = (self.limits.max_discard_sectors if op == _DISCARD else self.limits.max_write_zeroes_sectors) * 512
+            limit -= limit % self.limits.logical_block_bytes  # cuts fall on whole blocks
             if limit and length > limit:
                 yield from self._submit_ranges(bio, limit, plug, waker)
                 return
@@ -236,40 +237,34 @@ class IOStack:
     def _cut_segments(self, bio: Bio) -> list[tuple[int, list[Segment]]]:
         block = self.limits.logical_block_bytes
         cut = _cut_view if self._views else _cut_gpa
+        sizes = [len(view) for view in bio.segments] if self._views else [size for _, size in bio.segments]
         parts: list[tuple[int, list[Segment]]] = []
-        current: list[Segment] = []
-        length = 0
-        todo = deque((view, len(view)) for view in bio.segments) if self._views else deque(bio.segments)
-        while todo:
-            place, size = todo.popleft()
-            take = min(size, self._max_segment_bytes, self._max_bytes - length)
-            if take == 0 or len(current) == self._max_segments:
-                # a request ends on a whole block; what reaches beyond it is given back
-                excess = length % block
-                while excess:
-                    back_place, back_size = current.pop()
-                    keep = max(back_size - excess, 0)
-                    if keep:
-                        current.append((back_place, keep))
-                    todo.appendleft((place, size))
-                    place, size = (cut(back_place, keep) if keep else back_place), back_size - keep
-                    length -= back_size - keep
-                    excess -= back_size - keep
-                if not length:
-                    raise ConfigError(
-                        f"{self._max_segments} segments do not hold one block of {block} bytes", "raise max_segments or use larger segments"
-                    )
-                parts.append((length, current))
-                current, length = [], 0
-                todo.appendleft((place, size))
-                continue
-            current.append((place, take))
-            length += take
-            if take < size:
-                todo.appendleft((cut(place, take), size - take))
-        parts.append((length, current))
-        if self._views:
-            return [(length, [view[:size] for view, size in segments]) for length, segments in parts]
+        at = skip = 0  # the segment that the next request begins in, and how far inside
+        while at < len(sizes):
+            pieces: list[tuple[int, int, int]] = []
+            length = 0
+            while at < len(sizes) and len(pieces) < self._max_segments:
+                take = min(sizes[at] - skip, self._max_segment_bytes, self._max_bytes - length)
+                if not take:
+                    break
+                pieces.append((at, skip, take))
+                length += take
+                skip += take
+                if skip == sizes[at]:
+                    at, skip = at + 1, 0
+            excess = length % block if at < len(sizes) else 0
+            length -= excess
+            while excess:  # a request ends on a whole block; what reaches beyond it is given back
+                at, skip, take = pieces.pop()
+                if take > excess:
+                    pieces.append((at, skip, take - excess))
+                    skip += take - excess
+                excess = max(excess - take, 0)
+            if not length:
+                raise ConfigError(
+                    f"{self._max_segments} segments do not hold one block of {block} bytes", "raise max_segments or use larger segments"
+                )
+            parts.append((length, [cut(bio.segments[number], start, size) for number, start, size in pieces]))
         return parts
 
     def _submit_ranges(self, bio: Bio, limit: int, plug: Plug | None, waker: Callable[[], None]) -> Steps:

@@ -310,7 +310,8 @@ class Scheduler:
 
     def _unknown(self, error: KeyError, context: Context) -> None:
         key = error.args[0] if error.args else None
-        if isinstance(key, str) and key not in self.table:
+        inside = error.__traceback__ is not None and error.__traceback__.tb_next is not None  # the context's own code raised it
+        if not inside and key not in self.table:
             raise ConfigError(
                 f"{context.name} yielded the trace point {key!r}, which is not declared",
                 'declare it: vb.event("name", step="D5", cost_ns=300)',

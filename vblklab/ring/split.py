@@ -134,7 +134,7 @@ class SplitDriver:
         self._avail_event_at = 2 + 4 * size
         self._memory = memory
         self._tables = indirect_tables
-        self._table_segments = indirect_segments
+        self.indirect_segments = indirect_segments
         self._table_bytes = indirect_segments * DESC_BYTES
         self._tables_view = memory.view(indirect_tables if indirect_segments else layout.desc, size * self._table_bytes)
         self.avail_idx = 0
@@ -157,6 +157,18 @@ class SplitDriver:
         tables = pages.alloc(size * indirect_segments * DESC_BYTES, DESC_ALIGN) if indirect_segments else 0
         return cls(pages.memory, layout, event_idx=event_idx, indirect_tables=tables, indirect_segments=indirect_segments)
 
+    def renew(self, *, event_idx: bool) -> SplitDriver:
+        """The same memory as a new ring, for use after a reset; this half must be broken, so that it writes nothing any more.
+
+        It keeps a copy of its own, so that a context which still stands inside it cannot reach the new ring.
+        """
+        self._avail = memoryview(bytearray(self._avail)).cast("H")
+        self._used = used = memoryview(bytearray(self._used))
+        self._used16 = used.cast("H")
+        self.layout.clear(self._memory)
+        tables, segments = self._tables, self.indirect_segments
+        return SplitDriver(self._memory, self.layout, event_idx=event_idx, indirect_tables=tables, indirect_segments=segments)
+
     @property
     def num_free(self) -> int:
         """Descriptors that are free now."""
@@ -170,7 +182,7 @@ class SplitDriver:
         split = len(readable)
         count = split + len(writable)
         free = self._free
-        if 1 < count <= self._table_segments and free:
+        if 1 < count <= self.indirect_segments and free:
             head = free.pop()
             at = head * self._table_bytes
             fields: list[int] = []
@@ -205,7 +217,7 @@ class SplitDriver:
         if count > len(free) or not count:
             if not count:
                 raise ConfigError("a buffer without a segment", "give at least one (gpa, length)")
-            if count > self.size and count > self._table_segments:
+            if count > self.size and count > self.indirect_segments:
                 raise ConfigError(f"a buffer of {count} segments on a queue of {self.size}", "use a larger queue or INDIRECT_DESC")
             raise QueueFull(f"{count} descriptors wanted, {len(free)} free", "take completed buffers with get_buf()")
         slots = free[-count:][::-1]
@@ -220,7 +232,8 @@ class SplitDriver:
 
     def publish(self) -> None:
         """Show the device all that was added, with one store of ``avail.idx`` (x86 keeps the order of stores)."""
-        self._avail[1] = self._published_idx = self.avail_idx
+        if self.broken is None:  # else the memory may belong to the ring's successor already
+            self._avail[1] = self._published_idx = self.avail_idx
 
     def kick_prepare(self) -> bool:
         """Whether the device wants a kick for what was published since the last call: ``virtqueue_kick_prepare()``, §2.7.13.4.

@@ -20,6 +20,7 @@ _QUEUE_NOTIFY, _INTERRUPT_STATUS, _INTERRUPT_ACK, _CONFIG = (
     int(reg) for reg in (Reg.QUEUE_NOTIFY, Reg.INTERRUPT_STATUS, Reg.INTERRUPT_ACK, Reg.CONFIG)
 )
 _DRIVER_OK = int(Status.DRIVER_OK)
+_DRIVER_BITS = int(Status.ACKNOWLEDGE | Status.DRIVER | Status.DRIVER_OK | Status.FEATURES_OK | Status.FAILED)
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class RegisterDevice(Protocol):
     device_id: int
     num_queues: int
     queue_size_max: int
+    driver_features: int  # set when FEATURES_OK is accepted: configuration space may be written from then on
 
     def features(self) -> int: ...
 
@@ -116,6 +118,7 @@ class MmioRegisters:
         self._device_sel = self._driver_sel = self._queue_sel = 0
         self._driver_features = 0
         self._queues = [_QueueRegisters() for _ in range(self.device.num_queues)]
+        self._live: dict[int, SplitDevice] = {}
 
     @property
     def driver_features(self) -> int:
@@ -191,6 +194,8 @@ class MmioRegisters:
         queue = self._queues[self._queue_sel]
         if offset == Reg.QUEUE_READY:
             queue.ready = bool(value & 1)
+            if not queue.ready:
+                self._live.pop(self._queue_sel, None)  # the device holds the same dict and leaves the ring alone: §4.2.2.1
         elif queue.ready:
             return  # a queue in use cannot be moved: §4.2.2.2
         elif offset == Reg.QUEUE_SIZE:
@@ -204,16 +209,20 @@ class MmioRegisters:
 
     def _write_status(self, value: int) -> None:
         if value == 0:
-            if not self._resetting:
+            if not self.status:
+                self._clear()  # nothing runs; a reset still to come while Status reads 0 would wipe out what the driver does next
+            elif not self._resetting:
                 self._resetting = True
                 self.device.reset()
             return
         if self._resetting:
             return
         old = self.status
-        new = value & 0xFF & ~Status.NEEDS_RESET
+        new = value & _DRIVER_BITS  # SUSPEND is not offered and NEEDS_RESET not the driver's
         if new & Status.FEATURES_OK and not old & Status.FEATURES_OK and not self._features_fit():
             new &= ~Status.FEATURES_OK  # the driver re-reads Status and finds its subset refused: §3.1.1
+        elif new & Status.FEATURES_OK:
+            self.device.driver_features = self._driver_features
         self.status = int(old | new)
         if new & Status.DRIVER_OK and not old & Status.DRIVER_OK:
             self._start()
@@ -242,6 +251,7 @@ class MmioRegisters:
         except (VirtioError, BadAddress) as error:
             self.needs_reset(error)
             return
+        self._live = queues
         self.device.start(features, queues)
 
     def reset_done(self) -> None:
@@ -334,12 +344,13 @@ class MmioTransport:
         yield from bus.write(Reg.QUEUE_READY, 1)
 
     def read_config(self, offset: int, length: int) -> Steps:
-        """``length`` bytes of configuration space from one generation (§2.5.1: re-read until ConfigGeneration stands still)."""
+        """A field of ``length`` bytes by accesses of its width, 64 bits by two (§4.2.2.2), from one generation (§2.5.1)."""
         while True:
             before = yield from self.bus.read(Reg.CONFIG_GENERATION)
             data = bytearray()
             while len(data) < length:
-                step = 4 if length - len(data) >= 4 else 1
+                left = length - len(data)
+                step = 4 if left >= 4 else 2 if left >= 2 else 1
                 value = yield from self.bus.read(Reg.CONFIG + offset + len(data), step)
                 data += value.to_bytes(step, "little")
             if (yield from self.bus.read(Reg.CONFIG_GENERATION)) == before:
