@@ -585,10 +585,20 @@ def test_2_7_10_2_the_devices_flags_are_0_or_1_and_always_0_with_event_idx(event
     assert flags == ([0, 0, 0] if event_idx else [1, 1, 0])
 
 
+@pytest.mark.parametrize("event_idx", [True, False])
+def test_2_7_7_with_callbacks_on_taking_a_buffer_asks_to_be_told_of_the_next(event_idx: bool) -> None:
+    driver, device, _ = pair(event_idx=event_idx)
+    for _ in range(10):
+        serve(driver, device, 1)
+        assert device.should_notify()
+        assert driver.get_buf() == ("token", 0)
+
+
 def test_2_7_7_with_callbacks_off_no_batch_that_fits_the_queue_is_told() -> None:
     driver, device, _ = pair(size=8)
     serve(driver, device, 1)
     device.should_notify()
+    assert driver.get_buf() == ("token", 0)
     driver.disable_cb()
     for _ in range(40):
         while driver.get_buf():

@@ -157,6 +157,8 @@ class FileStore:
             length -= step
 
     def resize(self, size: int) -> None:
+        if self.read_only:
+            raise DiskError(f"disk image {self.path!r} is open for reading only", "a disk that can be resized needs read_only=False")
         os.ftruncate(self.fd, size)
         self.size = size
 

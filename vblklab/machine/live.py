@@ -25,7 +25,7 @@ from ..trace.correlate import Correlator
 from ..trace.run import Run, TraceEvent
 from ..transport import MmioTransport
 from .base import Recipe, build_run, default_vcpus, deferred_interrupt, fresh, memory_bytes
-from .live_device import ACCESS, Fds, Setup, SharedInterruptStatus, device_main, fence, recv_message, send_message
+from .live_device import ACCESS, Fds, Setup, SharedInterruptStatus, device_died, device_main, fence, recv_message, send_message
 from .loop import LiveLoop, LogEntry
 
 __all__ = ["LiveMachine", "LiveVm", "live_missing"]
@@ -228,6 +228,13 @@ class LiveVm:
         import cloudpickle  # classes from a notebook's cell travel by value
 
         fds = setup.fds
+        try:
+            payload = cloudpickle.dumps(setup)
+        except Exception as error:
+            raise ConfigError(
+                f"the device's half cannot travel to another process: {type(error).__name__}: {error}",
+                "make such objects in the device's attach(), or use LiveMachine(device='thread')",
+            ) from None
         package_parent = str(Path(__file__).resolve().parent.parent.parent)
         env = os.environ | {"PYTHONPATH": os.pathsep.join([package_parent, *filter(None, [os.environ.get("PYTHONPATH")])])}
         self._child = subprocess.Popen(
@@ -237,7 +244,7 @@ class LiveVm:
             start_new_session=True,  # Ctrl-C is for the driver's half, which ends this one in order
             env=env,
         )
-        send_message(self._control, (sys.path, cloudpickle.dumps(setup)))
+        send_message(self._control, (sys.path, payload))
         self._close_device_ends()
 
     def _interrupts(self, status: SharedInterruptStatus) -> Steps:
@@ -294,8 +301,7 @@ class LiveVm:
 
     def run(self, *, progress: Callable[[int, int | None], None] | None = None) -> Run:
         """Run to the end; Ctrl-C stops submitting, reaps what is in flight and returns what was measured so far."""
-        if self._closed:
-            raise VblkError("this machine has already run", "boot the recipe again: pipeline.boot(machine)")
+        self._check_open()
         counts = [task.job.number_ios for task in self.tasks]
         total = None if any(count is None for count in counts) else sum(count or 0 for count in counts)
         interrupted = False
@@ -327,10 +333,15 @@ class LiveVm:
         finally:
             self.close()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise VblkError("this machine has already run", "boot the recipe again: pipeline.boot(machine)")
+
     def resize(self, size: int) -> None:
         """Give the disk another size in bytes; the device tells the driver."""
-        if size % 512 or size <= 0:
-            raise ConfigError(f"size={size}", "give a positive multiple of 512 bytes")
+        if not isinstance(size, int) or size % 512 or size <= 0:
+            raise ConfigError(f"size={size!r}", "give a positive multiple of 512 bytes")
+        self._check_open()
         send_message(self._control, ("resize", size))
         if self._receive()[0] != "ok":
             raise VblkError("the device's half did not resize its disk")
@@ -356,13 +367,12 @@ class LiveVm:
         if message[0] == "error":
             self._error = self._from_error(message)
 
-    def _from_error(self, message: Any) -> BaseException:
-        error, text = message[1], message[2]
-        if isinstance(error, VblkError):
-            return error
-        died = DeviceDied(f"the device raised {type(error).__name__}: {error}", "correct the device class; its traceback is in .traceback")
-        died.traceback = text
-        return died
+    def _from_error(self, message: Any) -> VblkError:
+        error: BaseException = message[1]
+        told = error if isinstance(error, VblkError) else device_died(error)
+        if isinstance(told, DeviceDied):
+            told.traceback = message[2]
+        return told
 
     def _dead(self) -> VblkError:
         if self._error is not None and isinstance(self._error, VblkError):
@@ -378,7 +388,7 @@ class LiveVm:
             self._control.settimeout(0.5)
             message = recv_message(self._control)
             if message[0] == "error":
-                return self._from_error(message)  # type: ignore[return-value]
+                return self._from_error(message)
         except (EOFError, OSError):
             pass
         return DeviceDied(f"the device's half is gone ({how})", "boot the recipe again")

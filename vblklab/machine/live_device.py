@@ -20,14 +20,14 @@ from typing import Any
 
 from ..device import VirtioBlkDevice
 from ..disk import Disk
-from ..errors import VblkError
+from ..errors import DeviceDied, VblkError
 from ..events import WAIT
 from ..memory import GuestMemory
 from ..spec.virtio_mmio import Interrupt
 from ..transport import InterruptStatus, MmioRegisters
 from .loop import LiveLoop
 
-__all__ = ["ACCESS", "Fds", "Setup", "SharedInterruptStatus", "device_main", "fence", "recv_message", "send_message"]
+__all__ = ["ACCESS", "Fds", "Setup", "SharedInterruptStatus", "device_died", "device_main", "fence", "recv_message", "send_message"]
 
 Steps = Generator[Any, int, Any]
 ACCESS = struct.Struct("<BBIQ")
@@ -140,12 +140,17 @@ def device_main(setup: Setup) -> None:
             sys.stdout.flush()
 
 
+def device_died(error: BaseException) -> DeviceDied:
+    """What the caller is told of an error in the device's own code."""
+    return DeviceDied(f"the device raised {type(error).__name__}: {error}", "correct the device class; its traceback is in .traceback")
+
+
 def _portable(error: BaseException) -> BaseException:
     """The error itself if the other side can unpickle it, else its words."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        return VblkError(f"{type(error).__name__}: {error}")
+        return device_died(error)
     return error
 
 
@@ -214,7 +219,11 @@ def _serve(setup: Setup, control: socket.socket) -> None:
                 counters = {"notifies": notifies, "interrupts_suppressed": device.notify_decisions - notifies}
                 send_message(control, ("result", loop.log, counters, engine_left))
             elif message[0] == "resize":
-                store.resize(message[1])
+                try:
+                    store.resize(message[1])
+                except VblkError as error:
+                    send_message(control, ("error", error, ""))
+                    return
                 device.resize(message[1] >> 9)
                 send_message(control, ("ok",))
 
@@ -228,6 +237,7 @@ def _serve(setup: Setup, control: socket.socket) -> None:
             loop.turn(1.0)
     finally:
         loop.close()
+        mmio.shutdown(socket.SHUT_RDWR)  # a thread's end is open on the other side too, which must not wait for an answer
         mmio.close()
         store.close()
 
@@ -240,9 +250,16 @@ def _start(device: VirtioBlkDevice) -> Steps:
 def _main(argv: list[str]) -> None:
     """The process: the control socket's number is the only argument, everything else comes over it."""
     control = socket.socket(fileno=int(argv[0]))
-    path, payload = recv_message(control)
+    try:
+        path, payload = recv_message(control)
+    except EOFError:
+        return  # the driver's half had to give up
     sys.path[:] = path
-    setup = pickle.loads(payload)
+    try:
+        setup = pickle.loads(payload)
+    except Exception as error:
+        send_message(control, ("error", _portable(error), traceback.format_exc()))
+        return
     control.detach()
     device_main(setup)
 

@@ -389,8 +389,8 @@ class SimVm:
 
     def resize(self, size: int) -> None:
         """Give the disk another size in bytes; the device tells the driver."""
-        if size % 512 or size <= 0:
-            raise ConfigError(f"size={size}", "give a positive multiple of 512 bytes")
+        if not isinstance(size, int) or size % 512 or size <= 0:
+            raise ConfigError(f"size={size!r}", "give a positive multiple of 512 bytes")
         self._check_open()
         self.store.resize(size)
         self.device.resize(size >> 9)
