@@ -69,6 +69,8 @@ class Pipeline:
             part = getattr(self, name)
             if name == "engine" and part is None:
                 continue
+            if isinstance(part, type) and name in ("app", "queue", "transport", "kvm", "disk"):
+                raise ConfigError(f"{name}={part.__name__} is a class, not a {name}", f"give for example {example}")
             missing = [need for need in needs if not hasattr(part, need)]
             if missing or (name == "transport" and not isinstance(part, Mmio)):
                 raise ConfigError(f"{name}={part!r} is not a {name}", f"give for example {example}")
@@ -154,7 +156,7 @@ def _set(pipeline: Pipeline, assignment: str) -> Pipeline:
     if part == "app":
         raise ConfigError("the application comes from the job file", "change the job file")
     if option:
-        return pipeline.replace(**{part: _with_option(part, getattr(pipeline, part), option, _value(text))})
+        return pipeline.replace(**{part: _with_option(part, getattr(pipeline, part), option, text)})
     if part == "disk":
         return pipeline.replace(disk=_disk_of(text))
     if part == "queue" and text.isdigit():
@@ -167,19 +169,43 @@ def _set(pipeline: Pipeline, assignment: str) -> Pipeline:
     raise ConfigError(f"part {part!r} takes no plain value", f"write {part}.option=value; for example {_PARTS[part][2]}")
 
 
-def _with_option(part: str, old: Any, option: str, value: Any) -> Any:
+# Options that an instance keeps under another name than its constructor's.
+_KEPT_AS = {("device", "queues"): "num_queues", ("driver", "features"): "allowed", ("driver", "queues"): "max_queues"}
+
+
+def _with_option(part: str, old: Any, option: str, text: str) -> Any:
     import inspect
 
+    if old is None:
+        raise ConfigError(f"{part} has no option {option!r}", f"the machine chooses it; for example {_PARTS[part][2]}")
     cls = old if isinstance(old, type) else type(old)
-    known = [name for name, p in inspect.signature(cls).parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    known = {name: p for name, p in inspect.signature(cls).parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     if option not in known:
-        raise ConfigError(f"{part} has no option {option!r}", f"it has {', '.join(known)}")
+        raise ConfigError(f"{part} has no option {option!r}", f"it has {', '.join(known) or 'none'}")
+    value = _typed(f"{part}.{option}", text, str(known[option].annotation))
     if dataclasses.is_dataclass(old) and not isinstance(old, type):
         return dataclasses.replace(old, **{option: value})
-    kept = {} if isinstance(old, type) else {k: getattr(old, k) for k in known if hasattr(old, k)}
-    if part == "device" and not isinstance(old, type):
-        kept["queues"] = old.num_queues or None
+    kept = {}
+    if not isinstance(old, type):
+        names = {name: _KEPT_AS.get((part, name), name) for name in known}
+        kept = {name: getattr(old, attribute) for name, attribute in names.items() if hasattr(old, attribute)}
+        if part == "device":
+            kept["queues"] = old.num_queues or None
     try:
         return cls(**(kept | {option: value}))
     except TypeError as error:
         raise ConfigError(f"{part}.{option}={value!r}: {error}", f"for example {_PARTS[part][2]}") from None
+
+
+def _typed(name: str, text: str, annotation: str) -> Any:
+    """The text as the option's type; an option without a plain type takes what the text looks like."""
+    if annotation == "str":
+        return text
+    value = _value(text)
+    types = {"bool": bool, "int": int, "float": (int, float)}
+    plain, _, rest = annotation.partition(" | ")
+    if plain not in types or rest not in ("", "None") or (value is None and rest):
+        return value
+    if not isinstance(value, types[plain]) or (isinstance(value, bool) and plain != "bool"):  # type: ignore[arg-type]
+        raise ConfigError(f"{name}={text!r}", {"bool": "use yes or no", "int": "give a whole number", "float": "give a number"}[plain])
+    return value

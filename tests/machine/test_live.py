@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,10 @@ def _raises(make: Callable[[], BaseException]) -> Callable[..., Any]:
 @pytest.mark.parametrize("method", ["attach", "read_config", "start", "handle_request", "should_notify"])
 def test_an_exception_anywhere_in_the_device_reaches_the_caller_at_once_with_its_traceback(method: str, half: str) -> None:
     mine = type("Mine", (vb.VirtioBlkDevice,), {method: _raises(lambda: ZeroDivisionError("a slip"))})
+    start = time.monotonic()
     with pytest.raises(vb.DeviceDied, match=r"the device raised ZeroDivisionError: a slip") as caught:
         recipe(device=mine).run(machine(half, stall_s=60))
+    assert time.monotonic() - start < 30, "nobody waited for an answer that could not come"
     assert "raise make()" in caught.value.traceback and "ZeroDivisionError: a slip" in caught.value.traceback
     shown = "\n".join(caught.value._render_traceback_())
     assert shown.startswith("DeviceDied: the device raised") and "in method" in shown

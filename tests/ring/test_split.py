@@ -608,6 +608,16 @@ def test_2_7_7_with_callbacks_off_no_batch_that_fits_the_queue_is_told() -> None
 
 
 @pytest.mark.parametrize("event_idx", [True, False])
+def test_2_7_10_with_kicks_on_taking_a_buffer_asks_to_be_told_of_the_next(event_idx: bool) -> None:
+    driver, device, _ = pair(event_idx=event_idx)
+    for _ in range(5):
+        driver.add_sgs([(DATA, 4)], [], "token")
+        driver.publish()
+        assert driver.kick_prepare()
+        assert device.pop() is not None
+
+
+@pytest.mark.parametrize("event_idx", [True, False])
 def test_2_7_10_with_kicks_off_nothing_is_kicked_but_what_was_asked_for_before(event_idx: bool) -> None:
     """With EVENT_IDX the device cannot take back the event it wrote: the batch that passes it is kicked, and no other."""
     driver, device, _ = pair(size=8, event_idx=event_idx)

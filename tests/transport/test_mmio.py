@@ -24,6 +24,7 @@ from tests.support import (
     F_VERSION_1,
     FAILED,
     FEATURES_OK,
+    GET_ID,
     IN,
     NEEDS_RESET,
     OUT,
@@ -358,10 +359,24 @@ def test_4_2_2_1_a_completion_does_not_reach_a_queue_that_was_stopped_meanwhile(
     board.regs.write(QUEUE_SEL, 0)
     board.regs.write(QUEUE_READY, 0)
     engine.end()
-    board.notified.clear()
+    before = bytes(board.memory.bytes)
     board.machine.run()
-    assert board.rings[0].used() == []
+    assert bytes(board.memory.bytes) == before
     assert board.notified == []
+
+
+@pytest.mark.parametrize("after", range(6))
+def test_4_2_2_1_a_queue_stopped_at_any_trace_point_is_left_alone_from_there_on(after: int) -> None:
+    board = Board().boot()
+    board.send(board.pieces(GET_ID, room=20), kick=False)
+    board.regs.write(QUEUE_NOTIFY, 0)
+    for _ in range(after):
+        board.machine.step()
+    board.regs.write(QUEUE_SEL, 0)
+    board.regs.write(QUEUE_READY, 0)
+    before = bytes(board.memory.bytes)
+    board.machine.run()
+    assert bytes(board.memory.bytes) == before
 
 
 def test_2_1_2_no_buffer_is_taken_before_driver_ok_and_those_that_wait_are_taken_then() -> None:
@@ -380,6 +395,22 @@ def test_a_kick_for_a_queue_that_does_not_exist_is_ignored(board: Board, value: 
     board.boot()
     board.kick(value)
     assert board.status() == 15 and board.works(0)
+
+
+def test_a_kick_is_delivered_to_a_running_device_only(board: Board) -> None:
+    delivered: list[int] = []
+    board.boot(ok=False)
+    board.regs.on_notify = delivered.append
+    board.regs.write(QUEUE_NOTIFY, 0)
+    assert delivered == []
+    board.regs.write(STATUS, 15)
+    for value in (0, 1, 2, 0xFFFFFFFF):
+        board.regs.write(QUEUE_NOTIFY, value)
+    board.regs.write(QUEUE_NOTIFY, 0, 2)
+    assert delivered == [0, 1]
+    board.regs.write(STATUS, 0)
+    board.regs.write(QUEUE_NOTIFY, 0)
+    assert delivered == [0, 1]
 
 
 def test_2_7_10_2_a_kick_without_a_buffer_is_ignored(board: Board) -> None:
@@ -544,6 +575,19 @@ def test_2_4_stores_during_a_reset_do_not_undo_it() -> None:
     engine.end()
     board.machine.run()
     assert len(board.rings[0].used()) == 1
+
+
+def test_2_4_driver_ok_during_a_reset_starts_nothing() -> None:
+    board = Board().boot(ok=False)
+    head = board.rings[0].chain(board.pieces(IN, 0, room=512))
+    board.rings[0].offer(head)
+    board.regs.write(STATUS, 0)
+    assert board.status(), "the device has not seen it yet"
+    board.regs.write(STATUS, 15)
+    board.machine.run()
+    assert board.status() == 0
+    board.kick()
+    assert board.rings[0].used() == [] and board.notified == []
 
 
 @given(after=st.integers(0, 14), batched=st.booleans())

@@ -152,9 +152,9 @@ class FileStore:
             return
         while length:  # this file system has neither holes nor zero ranges
             step = min(length, len(_ZEROES))
-            os.pwrite(self.fd, memoryview(_ZEROES)[:step], offset)
-            offset += step
-            length -= step
+            done = os.pwrite(self.fd, memoryview(_ZEROES)[:step], offset)
+            offset += done
+            length -= done
 
     def resize(self, size: int) -> None:
         if self.read_only:
@@ -185,7 +185,7 @@ def _fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
 
 def open_image(path: str, *, read_only: bool = False) -> FileStore:
     """Open a raw image; DiskError says what is wrong with it: missing, a directory, no permission, size no multiple of 512."""
-    flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
+    flags = os.O_CLOEXEC | os.O_NONBLOCK | (os.O_RDONLY if read_only else os.O_RDWR)  # a FIFO would wait for its writer
     try:
         fd = os.open(path, flags)
     except FileNotFoundError:
@@ -197,6 +197,8 @@ def open_image(path: str, *, read_only: bool = False) -> FileStore:
             f"disk image {path!r} cannot be opened for {'reading' if read_only else 'writing'}",
             "change its permissions" if read_only else "change its permissions or use read_only=True",
         ) from None
+    except ValueError as error:
+        raise DiskError(f"disk image {path!r}: {error}", "check the path") from None
     except OSError as error:
         raise DiskError(
             f"disk image {path!r}: {error.strerror}", "use read_only=True" if error.errno == errno.EROFS else "check the path"

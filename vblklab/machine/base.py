@@ -15,11 +15,15 @@ from types import FrameType
 from typing import Any, Protocol
 
 from .._version import __version__
+from ..errors import ConfigError
 from ..stats import JobStat
 from ..trace.correlate import Correlator
 from ..trace.run import Run, TraceEvent
 
 __all__ = ["Recipe", "build_run", "default_vcpus", "deferred_interrupt", "fresh", "host_provenance", "memory_bytes"]
+
+
+_MEMORY_MOST = 8 << 30
 
 
 class Recipe(Protocol):
@@ -53,6 +57,11 @@ def memory_bytes(recipe: Recipe, queues: int, seg_max: int, queue_size: int) -> 
     """Guest memory that holds the rings, the request slots and the application's buffers, in whole MiB."""
     rings = queues * queue_size * (16 + 10 + (seg_max + 2) * 16 + 64) + queues * 16384
     total = rings + int(recipe.app.buffer_bytes()) + (1 << 20)
+    if total > _MEMORY_MOST:
+        raise ConfigError(
+            f"this recipe needs {total >> 30} GiB of guest memory, more than {_MEMORY_MOST >> 30}",
+            "lower iodepth, numjobs, the block size, the number or size of queues, or seg_max",
+        )
     return (total + (1 << 20) - 1) & -(1 << 20)
 
 
