@@ -1,4 +1,4 @@
-"""Guest-physical memory: one writable buffer, range-checked views and a fence.
+"""Guest-physical memory: writable regions, range-checked views and a fence.
 
 The machine gives the buffer (a bytearray, an mmap of a memfd, a KVM slot) and the fence; driver and device each hold a
 ``GuestMemory`` over the same bytes.  Little-endian hosts only, because ring words are single native loads and stores.
@@ -7,7 +7,7 @@ The machine gives the buffer (a bytearray, an mmap of a memfd, a KVM slot) and t
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 from .errors import BadAddress, ConfigError
@@ -23,31 +23,70 @@ def _no_fence() -> None:
 
 
 class GuestMemory:
-    """Range-checked access to ``buffer``, whose first byte is guest-physical address ``base``.
+    """Range-checked access to guest-physical memory: one buffer from address ``base`` on, or several regions.
 
-    ``fence()`` is a full barrier between this side's last store and its next load.
+    ``bytes``, ``base`` and ``size`` are the largest region, where parts on the data path look first; ``regions`` are all of
+    them, (start, end, bytes), sorted.  ``fence()`` is a full barrier between this side's last store and its next load.
     """
 
-    __slots__ = ("base", "bytes", "fence", "size")
+    __slots__ = ("base", "bytes", "fence", "regions", "size")
 
     def __init__(self, buffer: bytearray | memoryview, base: int = 0, fence: Callable[[], None] = _no_fence) -> None:
+        self._take([(base, buffer)], fence)
+
+    @classmethod
+    def of_regions(cls, regions: Iterable[tuple[int, bytearray | memoryview]], fence: Callable[[], None] = _no_fence) -> GuestMemory:
+        """Memory of several regions, each (gpa, buffer); raises ConfigError if there is none or two overlap."""
+        memory = cls.__new__(cls)
+        memory._take(list(regions), fence)
+        return memory
+
+    def _take(self, regions: list[tuple[int, bytearray | memoryview]], fence: Callable[[], None]) -> None:
         if sys.byteorder != "little":  # pragma: no cover - no such host in the suite
             raise ConfigError("this host is big-endian", "vblklab needs a little-endian host (x86-64, arm64, riscv64)")
-        view = memoryview(buffer).cast("B")
-        if view.readonly:
-            raise ConfigError("guest memory over a read-only buffer", "give a writable buffer")
-        self.bytes = view
-        self.base = base
-        self.size = len(view)
+        if not regions:
+            raise ConfigError("guest memory without a region", "give at least one (gpa, buffer)")
+        taken: list[tuple[int, int, memoryview]] = []
+        for base, buffer in sorted(regions, key=lambda region: region[0]):
+            view = memoryview(buffer).cast("B")
+            if view.readonly:
+                raise ConfigError("guest memory over a read-only buffer", "give a writable buffer")
+            if taken and base < taken[-1][1]:
+                raise ConfigError(f"guest memory regions overlap at {base:#x}", "give each guest-physical address once")
+            taken.append((base, base + len(view), view))
+        self.regions = tuple(taken)
+        self.base, end, self.bytes = max(taken, key=lambda region: region[1] - region[0])
+        self.size = end - self.base
         self.fence = fence
 
     def view(self, gpa: int, length: int) -> memoryview:
-        """A writable view of ``length`` bytes at ``gpa``; raises BadAddress if any of them is not memory."""
+        """A writable view of ``length`` bytes at ``gpa``; raises BadAddress unless they all lie in one region."""
         start = gpa - self.base
         end = start + length
         if start < 0 or length < 0 or end > self.size:
-            raise BadAddress(gpa, length)
+            return self._elsewhere(gpa, length)
         return self.bytes[start:end]
+
+    def _elsewhere(self, gpa: int, length: int) -> memoryview:
+        for start, end, view in self.regions:
+            if length >= 0 and start <= gpa and gpa + length <= end:
+                return view[gpa - start : gpa - start + length]
+        raise BadAddress(gpa, length)
+
+    def views(self, gpa: int, length: int) -> list[memoryview]:
+        """The same for a range that may run through regions without a gap between them: one view a region."""
+        if length < 0:
+            raise BadAddress(gpa, length)
+        pieces, at, left = [], gpa, length
+        for start, end, view in self.regions:
+            if left and start <= at < end:
+                step = min(left, end - at)
+                pieces.append(view[at - start : at - start + step])
+                at += step
+                left -= step
+        if left:
+            raise BadAddress(gpa, length)
+        return pieces
 
     def read(self, gpa: int, length: int) -> bytes:
         """A copy of ``length`` bytes at ``gpa``."""
