@@ -127,7 +127,7 @@ def the_driver_reads_the_event_word_before_it_publishes(monkey: pytest.MonkeyPat
 def the_device_reads_the_event_word_before_it_publishes(monkey: pytest.MonkeyPatch) -> None:
     """§2.7.7.2: publish ``used.idx``, fence, read ``used_event``."""
 
-    def push_and_notify(self: vb.VirtioBlkDevice, queue: SplitDevice) -> Steps:
+    def push(self: vb.VirtioBlkDevice, queue: SplitDevice) -> Steps:
         queue._flushed_idx = queue.used_idx
         wanted = self.should_notify(queue)
         yield ("virtqueue_flush", queue.number, 1)
@@ -135,7 +135,7 @@ def the_device_reads_the_event_word_before_it_publishes(monkey: pytest.MonkeyPat
         if wanted:
             yield from self._notify(queue.number)
 
-    monkey.setattr(vb.VirtioBlkDevice, "push_and_notify", push_and_notify)
+    monkey.setattr(vb.VirtioBlkDevice, "push", push)
 
 
 def the_driver_counts_what_another_context_has_not_published(monkey: pytest.MonkeyPatch) -> None:

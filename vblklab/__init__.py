@@ -16,7 +16,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .device import VirtioBlkDevice
     from .disk import ImageFile, Nvme, Ram
-    from .engine import Simulated, Sync
+    from .engine import IoUring, Mapped, Simulated, Sync, Threads
     from .errors import (
         BadAddress,
         ConfigError,
@@ -57,6 +57,7 @@ _WHERE = {
     "ImageFile": "disk",
     "JobError": "errors",
     "Kvm": "kvm",
+    "LinuxGuest": "peer",
     "LiveMachine": "machine.live",
     "Mmio": "transport",
     "NotHere": "errors",
@@ -70,8 +71,15 @@ _WHERE = {
     "Simulated": "engine",
     "Split": "pipeline",
     "Stalled": "errors",
+    "StorageDaemon": "peer.storage_daemon",
     "Sync": "engine",
+    "Threads": "engine",
+    "Mapped": "engine",
+    "IoUring": "engine",
     "VblkError": "errors",
+    "VhostUserBackend": "machine.vhost_user",
+    "VhostUserError": "errors",
+    "VhostUserMachine": "machine.vhost_user",
     "VirtioBlkDevice": "device",
     "VirtioBlkDriver": "guest.virtio_blk",
     "VirtioError": "errors",
@@ -85,7 +93,10 @@ _WHERE = {
     "export": "view",
     "lanes": "view",
     "latency": "view",
+    "linux_on": "lab.chapter_08",
     "path_map": "view",
+    "scratch_image": "lab.chapter_08",
+    "serve": "machine.serve",
     "waterfall": "view",
     "words": "lab.words",
 }

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from ._version import __version__
+from .cli_serve import add_serve
 from .errors import ConfigError, VblkError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ then:
   vblk run randread.fio --set kvm.kick=mmio-exit        another kick
   vblk run randread.fio --machine live --html run.html  for real, with a report
   vblk trace randread.fio --ios 1                       every trace point of one I/O
+  vblk serve disk.img --socket disk.sock                the image as a disk for QEMU
   vblk doctor                                           what this machine offers
 """
 _SETTINGS = """\
@@ -133,6 +135,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_job(trace)
     trace.add_argument("--ios", metavar="N", type=_count, default=3, help="until the first N I/Os are done (default 3)")
     trace.set_defaults(command=_trace)
+
+    add_serve(commands, raw, _count)
 
     doctor = commands.add_parser(
         "doctor", help="what this machine offers", description="Say which rungs of the ladder this machine offers."

@@ -7,11 +7,16 @@ __all__ = [
     "ConfigError",
     "DeviceDied",
     "DiskError",
+    "GuestCommandFailed",
+    "GuestDied",
+    "GuestError",
+    "GuestTimeout",
     "JobError",
     "NotHere",
     "QueueFull",
     "Stalled",
     "VblkError",
+    "VhostUserError",
     "VirtioError",
 ]
 
@@ -61,6 +66,10 @@ class BadAddress(VirtioError):
         self.length = length
 
 
+class VhostUserError(VblkError):
+    """The other end of a vhost-user connection broke the protocol, or went away; the connection is over."""
+
+
 class QueueFull(VblkError):
     """No free descriptors now; try again after a completion."""
 
@@ -76,3 +85,28 @@ class DeviceDied(VblkError):
 
 class Stalled(VblkError):
     """I/O is in flight and nothing is left that could complete it: a notification or a buffer was lost."""
+
+
+class GuestError(VblkError):
+    """Something in a real guest went wrong.  ``output`` is the end of its console, or what the command in question printed."""
+
+    def __init__(self, what: str, remedy: str = "", output: str = "") -> None:
+        super().__init__(what, remedy)
+        self.output = output
+
+    def _render_traceback_(self) -> list[str]:
+        return [*super()._render_traceback_(), *self.output.splitlines()]
+
+
+class GuestDied(GuestError):
+    """The guest ended by itself: its kernel panicked, or QEMU gave up."""
+
+
+class GuestTimeout(GuestError):
+    """The guest's boot, or a command in it, took longer than it was given; after a command's timeout the guest takes the next one."""
+
+
+class GuestCommandFailed(GuestError):
+    """A command in the guest ended with a ``status`` other than 0."""
+
+    status = 0

@@ -43,7 +43,11 @@ _PARTS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "engine": ("host", ("submit", "reap"), "vb.Simulated() or vb.Sync()"),
     "host_iostack": ("host", ("submit_bio",), "vb.IOStack()"),
     "disk": ("host", ("open", "drive"), 'vb.Nvme(), vb.Ram(64 << 20) or vb.ImageFile("disk.img")'),
+    "guest": ("guest", ("boot",), "vb.LinuxGuest(), or None for our own guest"),
+    "host": ("host", ("start",), 'vb.StorageDaemon("disk.img"), or None for our own device'),
 }
+_SIDES = ("guest", "host")
+"""Parts that put a real system in the place of a whole side; None is ours."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,19 @@ class Pipeline:
     engine: Any = None
     host_iostack: Any = field(default_factory=IOStack)
     disk: Any = field(default_factory=Nvme)
+    guest: Any = None
+    host: Any = None
 
     def __post_init__(self) -> None:
         for name, (_, needs, example) in _PARTS.items():
             part = getattr(self, name)
-            if name == "engine" and part is None:
+            if part is None and (name == "engine" or name in _SIDES):
                 continue
-            if isinstance(part, type) and name in ("app", "queue", "transport", "kvm", "disk"):
+            if isinstance(part, type) and name in ("app", "queue", "transport", "kvm", "disk", *_SIDES):
                 raise ConfigError(f"{name}={part.__name__} is a class, not a {name}", f"give for example {example}")
             missing = [need for need in needs if not hasattr(part, need)]
+            if name == "host" and hasattr(part, "arguments"):  # a device inside the guest's own QEMU
+                missing = []
             if missing or (name == "transport" and not isinstance(part, Mmio)):
                 raise ConfigError(f"{name}={part!r} is not a {name}", f"give for example {example}")
 
@@ -92,6 +100,10 @@ class Pipeline:
             machine = machine()
         if not hasattr(machine, "boot"):
             raise ConfigError(f"machine={machine!r} is not a machine", "give for example vb.SimMachine() or vb.LiveMachine()")
+        for side in _SIDES:
+            if getattr(self, side) is not None and side not in getattr(machine, "real_sides", ()):
+                what = f"{side}={_text(getattr(self, side))} on {machine!r}"
+                raise ConfigError(what, f"a real {side} needs vb.VhostUserMachine(); replace({side}=None) is ours")
         return machine.boot(self)
 
     def run(self, machine: Any, **options: Any) -> Any:
@@ -100,15 +112,20 @@ class Pipeline:
 
     def describe(self) -> dict[str, str]:
         """Part → how it was given."""
-        return {name: _text(getattr(self, name)) for name in _PARTS}
+        return {name: _text(getattr(self, name)) for name in self._told()}
+
+    def _told(self) -> list[str]:
+        """The parts worth telling: a side only if it is a real system."""
+        return [name for name in _PARTS if name not in _SIDES or getattr(self, name) is not None]
 
     def __repr__(self) -> str:
-        lines = [f"    {name:13}{_text(getattr(self, name))}" for name in _PARTS]
+        lines = [f"    {name:13}{_text(getattr(self, name))}" for name in self._told()]
         return "Pipeline(\n" + "\n".join(lines) + "\n)"
 
     def _repr_html_(self) -> str:
         left, rows = 'style="text-align:left"', []
-        for name, (side, _, _) in _PARTS.items():
+        for name in self._told():
+            side = _PARTS[name][0]
             part = html.escape(_text(getattr(self, name)))
             rows.append(f"<tr><td {left}>{side}</td><td {left}><b>{name}</b></td><td {left}><code>{part}</code></td></tr>")
         return f"<table>{''.join(rows)}</table>"

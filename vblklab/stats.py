@@ -4,7 +4,7 @@ The histograms have fio's own bucket layout: 64 buckets for every power of two (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,6 +113,23 @@ class Histogram:
         """(duration in ns that stands for the bucket, count) of every bucket that is not empty, ascending."""
         self._fold()
         return [(_value_of(int(i)), int(self._counts[i])) for i in np.flatnonzero(self._counts)]
+
+    @classmethod
+    def of_bins(cls, latency: Mapping[str, Any]) -> Histogram:
+        """What fio says of a latency in its json+ output: ``bins`` (ns → count), and its own mean, extremes and deviation."""
+        histogram = cls()
+        bins = {int(ns): int(count) for ns, count in latency.get("bins", {}).items() if int(count)}
+        if not bins:
+            return histogram
+        histogram._counts += np.bincount(
+            _bucket_of(np.array(list(bins), dtype=np.int64)), weights=np.array(list(bins.values())), minlength=_BUCKETS
+        ).astype(np.int64)
+        count = histogram._count = sum(bins.values())
+        mean, deviation = float(latency["mean"]), float(latency["stddev"])
+        histogram._sum = round(mean * count)
+        histogram._squares = (deviation * deviation + mean * mean) * count
+        histogram._min, histogram._max = int(latency["min"]), int(latency["max"])
+        return histogram
 
     def merge(self, other: Histogram) -> None:
         """Add all of ``other``."""

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 import vblklab as vb
+from tests.support import deadline
 from vblklab.events import WAIT, Spend, Wait
 from vblklab.machine import loop as loop_module
 from vblklab.machine.live import live_missing
@@ -474,8 +475,35 @@ def test_polling_looks_for_work_before_it_sleeps(loop: LiveLoop) -> None:
     looks: list[int] = []
     loop.spin = lambda: looks.append(1) is None and len(looks) == 20
     loop.spin_ns = 10**12
-    loop.turn(0.0)
-    assert len(looks) == 20
+    with deadline(20):
+        loop.turn(0.0)
+    assert len(looks) >= 20, "and goes on for a moment where it served by itself"
+
+
+def test_polling_that_wakes_a_context_ends_at_once(loop: LiveLoop) -> None:
+    looks: list[int] = []
+    ends: list[int] = []
+    idle = loop.add("idle", iter_waits())
+    _turns(loop, 2)
+
+    def spin() -> bool:
+        looks.append(1)
+        idle.notified = len(looks) == 20
+        return idle.notified
+
+    loop.spin, loop.spin_ns = spin, 10**12
+    loop.spin_begin, loop.spin_end = lambda: ends.append(0), lambda: bool(ends.append(1))
+    with deadline(20):
+        loop.turn(0.0)
+    assert (len(looks), ends) == (20, [0]), "whoever notifies is told again only before the loop sleeps"
+    loop.spin = None
+    _turns(loop, 3)
+    assert ends == [0, 1]
+
+
+def iter_waits() -> Steps:
+    while True:
+        yield WAIT
 
 
 @pytest.mark.parametrize("ev", [None, 5, "virtqueue_pop", Wait])

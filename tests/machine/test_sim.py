@@ -244,9 +244,10 @@ class LosingDevice(vb.VirtioBlkDevice):
 
     count = 0
 
-    def finish(self, request: Any) -> bool:
+    def complete(self, request: Any, status: int) -> Steps:
         self.count += 1
-        return self.count % 7 != 0 and super().finish(request)
+        if self.count % 7:
+            yield from super().complete(request, status)
 
 
 class LazyDriver(vb.VirtioBlkDriver):

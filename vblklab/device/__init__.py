@@ -1,6 +1,8 @@
 """QEMU's role: the virtio-blk device."""
 
 from .engine_api import Engine, IoOp
-from .virtio_blk import BlkRequest, VirtioBlkDevice
+from .request import BlkRequest
+from .steps import Step
+from .virtio_blk import VirtioBlkDevice
 
-__all__ = ["BlkRequest", "Engine", "IoOp", "VirtioBlkDevice"]
+__all__ = ["BlkRequest", "Engine", "IoOp", "Step", "VirtioBlkDevice"]

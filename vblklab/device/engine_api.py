@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
 from ..iostack import Bio
+from .batch import Drain
 
 __all__ = ["Engine", "IoOp"]
 
@@ -58,3 +59,6 @@ class Engine(Protocol):
     def reap(self) -> list[IoOp]: ...
 
     def end_io(self, op: IoOp) -> None: ...
+
+    def drain(self, fast: str) -> Drain | str:
+        """How this engine serves whole batches by itself, or why it does not, as one sentence."""

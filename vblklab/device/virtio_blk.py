@@ -1,122 +1,53 @@
 """The virtio-blk device: VIRTIO 1.4 §5.2, in the shape of QEMU's hw/block/virtio-blk.c, sans-I/O.
 
-Subclass it in a cell and change one method.  Plain methods decide (``should_notify``, ``parse``, ``features``); generator
-methods contain trace points (``handle_request``, ``complete``).
+Subclass it in a cell and change one of its declared steps (``VirtioBlkDevice.STEPS``), or set one on an instance.  Plain methods
+decide (``pop``, ``parse``, ``check``, ``should_notify``); generator methods contain trace points (``submit``, ``complete``,
+``push``).
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Generator
-from typing import Any
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, ClassVar
 
-from ..errors import BadAddress, ConfigError, VirtioError
-from ..events import WAIT
+from ..errors import VirtioError
+from ..events import WAIT, Wait
 from ..iostack import Op
 from ..ring import Chain, SplitDevice
-from ..spec.virtio import DEVICE_ID_BLOCK, Feature
-from ..spec.virtio_blk import (
-    CONFIG_BYTES,
-    CONFIG_OFFSETS,
-    DISCARD_SEG,
-    DISCARD_SEG_BYTES,
-    ID_BYTES,
-    REQ_HEADER,
-    REQ_HEADER_BYTES,
-    WRITE_ZEROES_UNMAP,
-    BlkFeature,
-    BlkStatus,
-    ReqType,
-)
+from ..spec.virtio_blk import DISCARD_SEG_BYTES, ID_BYTES, WRITE_ZEROES_UNMAP, BlkFeature, BlkStatus, ReqType
+from .batch import BatchPath
+from .config import BlkConfig
 from .engine_api import Engine, IoOp
+from .request import BlkRequest, parse
+from .steps import STEPS, Step, originals, overridden
 
-__all__ = ["BlkRequest", "VirtioBlkDevice"]
+__all__ = ["VirtioBlkDevice"]
 
 Steps = Generator[Any, int, Any]
-_unpack_header = REQ_HEADER.unpack
 # Plain ints: comparing enum members is slow in CPython and these run for every request.
-_IN, _OUT, _GET_ID = int(ReqType.IN), int(ReqType.OUT), int(ReqType.GET_ID)
-_READ, _WRITE, _FLUSH, _WRITE_ZEROES = int(Op.READ), int(Op.WRITE), int(Op.FLUSH), int(Op.WRITE_ZEROES)
-_OK, _IOERR = int(BlkStatus.OK), int(BlkStatus.IOERR)
+_IN, _OUT, _GET_ID, _TYPE_FLUSH = int(ReqType.IN), int(ReqType.OUT), int(ReqType.GET_ID), int(ReqType.FLUSH)
+_TYPE_DISCARD, _TYPE_WRITE_ZEROES = int(ReqType.DISCARD), int(ReqType.WRITE_ZEROES)
+_READ, _WRITE, _FLUSH, _WRITE_ZEROES, _DISCARD = int(Op.READ), int(Op.WRITE), int(Op.FLUSH), int(Op.WRITE_ZEROES), int(Op.DISCARD)
+_OK, _IOERR, _UNSUPP = int(BlkStatus.OK), int(BlkStatus.IOERR), int(BlkStatus.UNSUPP)
 
 
-class BlkRequest:
-    """One request taken from a queue: its header, the data views and where the status byte goes."""
-
-    __slots__ = ("chain", "data", "key", "left", "length", "queue", "sector", "status", "status_view", "type", "written")
-
-    def __init__(self, queue: SplitDevice, chain: Chain) -> None:
-        self.queue = queue
-        self.chain = chain
-        self.key = chain.key
-        self.type = 0
-        self.sector = 0
-        self.data: list[memoryview] = []
-        self.length = 0  # bytes of data
-        self.status_view: memoryview | None = None
-        self.status = 0
-        self.written = 0  # bytes of data the device wrote; once it is finished, the length in the used element
-        self.left = 0  # engine operations still running
+_SPINS = 400
+"""How often a compiled loop looks at an empty ring before the machine looks at the clock."""
 
 
-class VirtioBlkDevice:
+class VirtioBlkDevice(BlkConfig):
     """A recipe's ``device``.
 
     ``queues`` is num_queues (None: one per vCPU), ``queue_size_max`` the largest ring accepted; ``seg_max`` data segments and
     ``size_max`` bytes a segment (0: no limit); ``serial`` up to 20 bytes; ``write_cache`` True is write-back.  A device on a
     read-only store is read-only.
+
+    ``on_exception`` None lets an exception out of a step end the run.  A function there is told of it instead: that request
+    fails with VIRTIO_BLK_S_IOERR, an interrupt that could not be decided is sent, everything else lives.
     """
 
-    device_id = DEVICE_ID_BLOCK
-
-    def __init__(
-        self,
-        *,
-        queues: int | None = None,
-        queue_size_max: int = 1024,
-        read_only: bool = False,
-        serial: str = "vblklab",
-        block_size: int = 512,
-        seg_max: int = 126,
-        size_max: int = 0,
-        write_cache: bool = True,
-        discard: bool = True,
-        max_discard_sectors: int = 0x3FFFFF,
-        event_idx: bool = True,
-        indirect: bool = True,
-    ) -> None:
-        if queues is not None and not 1 <= queues <= 1024:
-            raise ConfigError(f"device queues={queues}", "use 1 to 1024")
-        if queue_size_max < 1 or queue_size_max > 32768 or queue_size_max & (queue_size_max - 1):
-            raise ConfigError(f"device queue_size_max={queue_size_max}", "use a power of two up to 32768")
-        if block_size < 512 or block_size > 32768 or block_size & (block_size - 1):
-            raise ConfigError(f"device block_size={block_size}", "use a power of two from 512 to 32768")
-        if not 1 <= seg_max <= 65534:
-            raise ConfigError(f"device seg_max={seg_max}", "use 1 to 65534")
-        if size_max and size_max < 512:
-            raise ConfigError(f"device size_max={size_max}", "use 512 or more bytes a segment, or 0 for no limit")
-        if max_discard_sectors < 1:
-            raise ConfigError(f"device max_discard_sectors={max_discard_sectors}", "use 1 or more")
-        if len(serial.encode()) > ID_BYTES:
-            raise ConfigError(f"device serial={serial!r}", f"at most {ID_BYTES} bytes")
-        self.num_queues = queues or 0
-        self.queue_size_max = queue_size_max
-        self.read_only = read_only
-        self.serial = serial
-        self.block_size = block_size
-        self.seg_max = seg_max
-        self.size_max = size_max
-        self.write_cache = write_cache
-        self.discard = discard
-        self.max_discard_sectors = max_discard_sectors
-        self.event_idx = event_idx
-        self.indirect = indirect
-
-    def __repr__(self) -> str:
-        plain = VirtioBlkDevice().__dict__
-        changed = {k: v for k, v in self.__dict__.items() if k in plain and plain[k] != v}
-        names = {"num_queues": "queues"}
-        return f"{type(self).__name__}({', '.join(f'{names.get(k, k)}={v!r}' for k, v in changed.items())})"
+    STEPS: ClassVar[tuple[Step, ...]] = STEPS
+    on_exception: Callable[[BaseException], None] | None = None
 
     # -- wiring, called by the machine -----------------------------------------------------------------------------------
 
@@ -136,73 +67,50 @@ class VirtioBlkDevice:
         self.epoch = 0
         self.notify_decisions = 0
         self.broken: VirtioError | None = None
+        self.broken_queue: int | None = None
         self.resetting = False
         self._kicked: set[int] = set()
         self._inside: set[int] = set()
         self._again: set[int] = set()
+        self._stopping: list[tuple[SplitDevice, Callable[[], None]]] = []
+        self._resubmits: dict[int, list[int]] = {}
+        self._path: BatchPath | None = None
+        self._plain = ["no machine asked for the batch path"]
         self.on_reset_done: Callable[[], None] = lambda: None
         self.on_needs_reset: Callable[[VirtioError], None] = lambda error: None
         self.on_config_changed: Callable[[], None] = lambda: None
 
     # -- what the transport asks -----------------------------------------------------------------------------------------
 
-    def features(self) -> int:
-        """The feature bits offered."""
-        bits = Feature.VERSION_1 | BlkFeature.SEG_MAX | BlkFeature.BLK_SIZE | BlkFeature.FLUSH | BlkFeature.CONFIG_WCE | BlkFeature.TOPOLOGY
-        if self.num_queues > 1:
-            bits |= BlkFeature.MQ
-        if self.event_idx:
-            bits |= Feature.EVENT_IDX
-        if self.indirect:
-            bits |= Feature.INDIRECT_DESC
-        if self.size_max:
-            bits |= BlkFeature.SIZE_MAX
-        if self.read_only:
-            bits |= BlkFeature.RO
-        elif self.discard:
-            bits |= BlkFeature.DISCARD | BlkFeature.WRITE_ZEROES
-        return int(bits)
-
-    def accepts(self, features: int) -> bool:
-        """Whether this subset of the offered features works; False makes FEATURES_OK read back as 0."""
-        return not (features & BlkFeature.CONFIG_WCE and not features & BlkFeature.FLUSH)
-
-    def read_config(self) -> bytes:
-        """The configuration space, §5.2.4."""
-        data = bytearray(CONFIG_BYTES)
-
-        def put(name: str, code: str, value: int) -> None:
-            struct.pack_into("<" + code, data, CONFIG_OFFSETS[name], value)
-
-        put("capacity", "Q", self.capacity_sectors)
-        put("size_max", "I", self.size_max)
-        put("seg_max", "I", self.seg_max)
-        put("blk_size", "I", self.block_size)
-        put("writeback", "B", self.writeback)
-        put("num_queues", "H", self.num_queues)
-        if self.discard and not self.read_only:
-            put("max_discard_sectors", "I", self.max_discard_sectors)
-            put("max_discard_seg", "I", 1)
-            put("discard_sector_alignment", "I", self.block_size >> 9)
-            put("max_write_zeroes_sectors", "I", self.max_discard_sectors)
-            put("max_write_zeroes_seg", "I", 1)
-            put("write_zeroes_may_unmap", "B", 1)
-        return bytes(data)
-
-    def write_config(self, offset: int, data: bytes) -> None:
-        """Only ``writeback`` can be written, and only with CONFIG_WCE negotiated (§5.2.5)."""
-        if offset == CONFIG_OFFSETS["writeback"] and len(data) == 1 and self.driver_features & BlkFeature.CONFIG_WCE and data[0] <= 1:
-            self.writeback = bool(data[0])
-
-    def start(self, features: int, queues: dict[int, SplitDevice]) -> None:
-        """DRIVER_OK: these queues are live.  Buffers may already wait in them (§3.1.1)."""
+    def negotiated(self, features: int) -> None:
+        """These features are in force.  With no queue running, a device that had failed starts afresh."""
         self.driver_features = features
-        self.queues = queues
         if not features & BlkFeature.FLUSH:
             self.writeback = False  # a driver that cannot flush gets write-through: §5.2.6.2
         elif not features & BlkFeature.CONFIG_WCE:
             self.writeback = self.write_cache
+        if not self.queues:
+            self.broken = self.broken_queue = None
+
+    def start(self, features: int, queues: dict[int, SplitDevice]) -> None:
+        """DRIVER_OK: these queues are live.  Buffers may already wait in them (§3.1.1)."""
+        self.negotiated(features)
+        self.queues = queues
         self._kicked.update(queues)
+        self._wake()
+
+    def start_queue(self, number: int, ring: SplitDevice, resubmit: Sequence[int] = ()) -> None:
+        """One more queue is live; ``resubmit`` are heads in flight of a device that died, which are served first."""
+        if resubmit:
+            self._resubmits[number] = list(resubmit)
+        self.queues[number] = ring
+        self.kick(number)
+
+    def stop_queue(self, number: int, done: Callable[[], None]) -> None:
+        """Pop nothing more from this queue; what is in flight completes, then ``done()`` is called from the device's context."""
+        self._stopping.append((self.queues.pop(number), done))
+        self._kicked.discard(number)
+        self._resubmits.pop(number, None)
         self._wake()
 
     def reset(self) -> None:
@@ -211,6 +119,7 @@ class VirtioBlkDevice:
         self.resetting = True
         self.queues = {}
         self._kicked.clear()
+        self._resubmits.clear()
         self._wake()
 
     def kick(self, queue: int) -> None:
@@ -221,7 +130,30 @@ class VirtioBlkDevice:
     def resize(self, capacity_sectors: int) -> None:
         """The image has another size now; tell the driver (§5.2.4, configuration change)."""
         self.capacity_sectors = capacity_sectors
+        if self._path is not None:
+            self._path.forget()
         self.on_config_changed()
+
+    def batch_path(self, call: Callable[[int], None], *, fast: str = "auto") -> BatchPath | None:
+        """Take the batch path from here on if nothing stands against it; ``explain`` says what does.
+
+        ``call(queue)`` interrupts the guest at once, without a trace point.  ``fast`` "auto" lets the engine use its compiled loop
+        where it can, "off" never.
+        """
+        self._path = None
+        self._plain = overridden(self, WRITTEN, "device")
+        drain = self.engine.drain(fast)
+        if isinstance(drain, str):
+            self._plain.append(drain)
+        elif not self._plain:
+            self._path = BatchPath(self, drain, call)
+        return self._path
+
+    def explain(self) -> list[str]:
+        """The path that requests take; for the plain path each reason for it."""
+        if self._path is not None:
+            return [f"batch path: {self._path.drain.name}"]
+        return [f"plain path: {reason}" for reason in self._plain]
 
     # -- the device's context --------------------------------------------------------------------------------------------
 
@@ -237,61 +169,79 @@ class VirtioBlkDevice:
             while self._kicked and not self.resetting:
                 work = True
                 yield from self.handle_output(self._kicked.pop())
+            if self._stopping:
+                self._end_stops()
             if self.resetting and not engine.in_flight and not self._inside:
-                self.resetting = False
-                self.broken = None
-                self.driver_features = 0
-                self.writeback = self.write_cache
-                self.on_reset_done()
+                self._end_reset()
             if not work:
                 yield WAIT
 
+    def _end_stops(self) -> None:
+        """Report the stopped queues that have nothing in flight any more."""
+        waiting, self._stopping = self._stopping, []
+        for queue, done in waiting:
+            if queue.in_flight or queue.number in self._inside:
+                self._stopping.append((queue, done))
+            else:
+                self._let_go()
+                done()
+
+    def _end_reset(self) -> None:
+        self.resetting = False
+        self.broken = self.broken_queue = None
+        self.driver_features = 0
+        self.writeback = self.write_cache
+        stopped, self._stopping = self._stopping, []
+        self._let_go()
+        for _, done in stopped:
+            done()
+        self.on_reset_done()
+
+    def _let_go(self) -> None:
+        """A ring is over: hold nothing that looks into its memory."""
+        if self._path is not None:
+            self._path.forget()
+
     def poll_queues(self) -> bool:
         """Look at every queue without a kick; True if one has something, which is then handled (QEMU: the poll handler)."""
+        if self._path is not None:
+            return self._path.poll(_SPINS)
         for number, queue in self.queues.items():
             if not queue.empty():
                 self.kick(number)
                 return True
         return False
 
+    def poll_begin(self) -> None:
+        """Somebody calls ``poll_queues`` from here on: the batch path asks for no kicks."""
+        if self._path is not None:
+            self._path.poll_begin()
+
+    def poll_end(self) -> bool:
+        """Nobody looks any more; True if a buffer slipped in, whose queue is then kicked."""
+        return self._path is not None and self._path.poll_end()
+
     def handle_output(self, number: int) -> Steps:
         """Serve one queue until it is empty: ``virtio_blk_handle_vq()``."""
-        if number not in self.queues or self.broken is not None:
+        if self._path is not None:
+            self._path.serve(number)
+            if number in self._kicked:
+                yield Wait(0)  # it does not come to an end: give way
             return
-        if number in self._inside:
-            self._again.add(number)  # another context is at it and looks again before it leaves
+        if number not in self.queues or self.broken is not None or not self.enter(number):
             return
-        self._inside.add(number)
         queue = self.queues[number]
-        engine = self.engine
-        inline = not engine.batched
-        live = self.queues
         try:
             yield ("virtio_queue_notify", number)
-            while live.get(number) is queue:
+            while self.queues.get(number) is queue:
                 if queue.notification:
                     queue.set_notification(False)
-                while (chain := queue.pop()) is not None:
-                    request = self.parse(queue, chain)
-                    kind = request.type
-                    if kind == _IN:
-                        yield ("pop_read", request.key, request.sector, request.length >> 9)
-                    elif kind == _OUT:
-                        yield ("pop_write", request.key, request.sector, request.length >> 9)
-                    else:
-                        yield ("pop_other", request.key, kind)
-                    live = self.queues
-                    if live.get(number) is not queue:
-                        break  # reset meanwhile
-                    yield from self.handle_request(request)
-                    if inline and engine.batch:
-                        yield from engine.flush()
-                        yield from self.complete_batch(engine.reap())
-                if engine.batch:
-                    yield from engine.flush()
+                while self.queues.get(number) is queue and (yield from self.serve_one(queue)):
+                    pass
+                if self.engine.batch:
+                    yield from self.engine.flush()
                 yield ("virtio_queue_empty", number)
-                live = self.queues
-                if live.get(number) is not queue:
+                if self.queues.get(number) is not queue:
                     break
                 queue.set_notification(True)
                 yield ("virtio_queue_set_notification", number, 1)
@@ -299,79 +249,219 @@ class VirtioBlkDevice:
                     self._again.discard(number)
                 elif queue.recheck():
                     break
-                live = self.queues
-        except (VirtioError, BadAddress) as error:
-            self.fail(error)
-            yield from engine.flush()
+        except VirtioError as error:
+            self.failed(number, error)
+            yield from self.engine.flush()
         finally:
-            self._inside.discard(number)
-            if self.resetting:
-                self._wake()
+            self.leave(number)
+
+    def serve_one(self, queue: SplitDevice) -> Steps:
+        """Take the next buffer through the steps; False if none waits."""
+        request = self._next(queue)
+        if request is None:
+            return False
+        kind = request.type
+        if kind == _IN:
+            yield ("pop_read", request.key, request.sector, request.length >> 9)
+        elif kind == _OUT:
+            yield ("pop_write", request.key, request.sector, request.length >> 9)
+        else:
+            yield ("pop_other", request.key, kind)
+        if self._owns(queue):  # no reset meanwhile
+            yield from self.handle_request(request)
+            engine = self.engine
+            if engine.batch and not engine.batched:
+                yield from engine.flush()
+                yield from self.complete_batch(engine.reap())
+        return True
+
+    def enter(self, number: int) -> bool:
+        """Begin to serve a queue; False if another context is at it, which then looks again before it leaves."""
+        if number in self._inside:
+            self._again.add(number)
+            return False
+        self._inside.add(number)
+        return True
+
+    def leave(self, number: int) -> None:
+        """The queue is served."""
+        self._inside.discard(number)
+        if self.resetting or self._stopping:
+            self._wake()
+
+    def failed(self, number: int, error: VirtioError) -> None:
+        """The driver of this queue broke the specification."""
+        self.broken_queue = number
+        self.fail(error)
+
+    def resubmits(self, number: int) -> bool:
+        """Whether heads of a device that died wait to be served again."""
+        return number in self._resubmits
+
+    def _owns(self, queue: SplitDevice) -> bool:
+        """Whether this ring's memory is still the device's: the queue runs, or was stopped and finishes."""
+        return self.queues.get(queue.number) is queue or any(stopping is queue for stopping, _ in self._stopping)
+
+    # -- the steps -------------------------------------------------------------------------------------------------------
+
+    def pop(self, queue: SplitDevice) -> Chain | None:
+        """The next available buffer of ``queue``, or None: ``virtqueue_pop()``."""
+        return queue.pop()
 
     def parse(self, queue: SplitDevice, chain: Chain) -> BlkRequest:
-        """Header and status byte of a chain of any framing (§2.7.4, §5.2.6); raises VirtioError if one is missing."""
-        request = BlkRequest(queue, chain)
-        readable, writable = chain.readable, chain.writable
-        if not writable:
-            raise VirtioError("a request without a device-writable status byte", "5.2.6")
-        last = writable.pop()
-        if len(last) == 1:
-            request.status_view = last
-        else:
-            request.status_view = last[-1:]
-            writable.append(last[:-1])
-        if not readable:
-            raise VirtioError("a request without a header", "5.2.6")
-        if len(readable[0]) == 16:
-            kind, _, request.sector = _unpack_header(readable.pop(0))
-        else:
-            header, readable = _take(readable, REQ_HEADER_BYTES)
-            if len(header) < REQ_HEADER_BYTES:
-                raise VirtioError(f"a request header of {len(header)} bytes, {REQ_HEADER_BYTES} are needed", "5.2.6")
-            kind, _, request.sector = _unpack_header(header)
-        request.type = kind
-        request.data = data = writable if kind == _IN or kind == _GET_ID else readable
-        request.length = len(data[0]) if len(data) == 1 else sum(map(len, data))
-        return request
+        """Header, data and status byte of a chain of any framing; raises VirtioError if one is missing (§2.7.4, §5.2.6)."""
+        return parse(queue, chain)
 
-    def handle_request(self, request: BlkRequest) -> Steps:
-        """Check one request and hand it to the engine, or end it at once: ``virtio_blk_handle_request()``."""
+    def check(self, request: BlkRequest) -> int:
+        """0 if the request may run, else the status that ends it: whole blocks inside the disk, a known type, not read-only."""
         kind = request.type
         if kind == _IN or kind == _OUT:
-            if self.in_range(request):
-                request.left += 1
-                op = _READ if kind == _IN else _WRITE
-                engine = self.engine
-                engine.submit(
-                    IoOp(op, request.sector << 9, request.length, request.data, request.key, request, self.epoch, engine.end_io, True)
-                )
-            else:
-                yield from self.complete(request, _IOERR)
-        elif kind == ReqType.FLUSH:
-            self.submit(request, _FLUSH, 0, 0, [])
+            block = self.block_size
+            if request.length % block or (request.sector << 9) % block:
+                return _IOERR
+            if request.sector + (request.length >> 9) > self.capacity_sectors:
+                return _IOERR
+            return _IOERR if kind == _OUT and self.read_only else 0
+        if kind == _TYPE_FLUSH or kind == _GET_ID:
+            return 0
+        if self.discard and (kind == _TYPE_DISCARD or kind == _TYPE_WRITE_ZEROES):
+            return self._check_range(request)
+        return _UNSUPP
+
+    def submit(self, request: BlkRequest) -> Steps:
+        """Hand the request to the engine, or end it if it needs none: ``virtio_blk_handle_request()`` behind its checks."""
+        kind = request.type
+        if kind == _IN:
+            self.operate(request, _READ, request.sector << 9, request.length, request.data)
+        elif kind == _OUT:
+            self.operate(request, _WRITE, request.sector << 9, request.length, request.data)
+        elif kind == _TYPE_FLUSH:
+            self.operate(request, _FLUSH, 0, 0, [])
         elif kind == _GET_ID:
-            yield from self._get_id(request)
-        elif kind in (ReqType.DISCARD, ReqType.WRITE_ZEROES) and self.discard:
-            yield from self._discard(request)
+            yield from self.end(request, self._get_id(request))
         else:
-            yield from self.complete(request, BlkStatus.UNSUPP)
+            sector, sectors, flags = request.range or (0, 0, 0)
+            op = _DISCARD if kind == _TYPE_DISCARD else _WRITE_ZEROES
+            self.operate(request, op, sector << 9, sectors << 9, [], bool(flags & WRITE_ZEROES_UNMAP) or op == _DISCARD)
 
-    def in_range(self, request: BlkRequest) -> bool:
-        """Whether a read or write fits: whole blocks, inside the disk, not a write to a read-only one."""
-        block = self.block_size
-        if request.length % block or (request.sector << 9) % block:
-            return False
-        if request.sector + (request.length >> 9) > self.capacity_sectors:
-            return False
-        return not (request.type == _OUT and self.read_only)
+    def complete(self, request: BlkRequest, status: int) -> Steps:
+        """The status byte first, then the used element, still unpublished: ``virtio_blk_req_complete()``, §5.2.6."""
+        queue = request.queue
+        if not self._owns(queue):
+            return
+        request.status = status
+        request.status_view[0] = status  # type: ignore[index]
+        request.written = written = self.used_length(request)
+        queue.fill(request.chain, written)
+        request.ended = True
+        yield ("completion_to_ring", request.key, request.error, status, written)
 
-    def submit(self, request: BlkRequest, op: int, offset: int, length: int, views: list[memoryview], unmap: bool = True) -> None:
+    def push(self, queue: SplitDevice) -> Steps:
+        """Publish the used elements and interrupt the guest if it asked for it: ``virtqueue_flush()``, ``virtio_notify()``."""
+        if not self._owns(queue):
+            return
+        count = queue.flush()
+        self.notify_decisions += 1
+        yield ("virtqueue_flush", queue.number, count)
+        if self._owns(queue) and self.should_notify(queue):
+            yield from self._notify(queue.number)
+
+    def should_notify(self, queue: SplitDevice) -> bool:
+        """Whether to interrupt the guest for what was just published: ``virtio_should_notify()``, §2.7.7.2."""
+        return queue.should_notify()
+
+    # -- between the steps -----------------------------------------------------------------------------------------------
+
+    def _next(self, queue: SplitDevice) -> BlkRequest | None:
+        """Pop and parse, after the heads of a device that died."""
+        before = queue.last_avail_idx
+        chain = None
+        try:
+            chain = self.pop(queue) if not self._resubmits else self._pop_or_resubmit(queue)
+            return None if chain is None else self.parse(queue, chain)
+        except Exception as error:
+            return self._rescue(queue, chain, before, error)
+
+    def _pop_or_resubmit(self, queue: SplitDevice) -> Chain | None:
+        heads = self._resubmits.get(queue.number)
+        if not heads:
+            self._resubmits.pop(queue.number, None)
+            return self.pop(queue)
+        return queue.resubmit(heads.pop(0))
+
+    def _rescue(self, queue: SplitDevice, chain: Chain | None, before: int, error: Exception) -> BlkRequest | None:
+        """A step failed over a buffer: take the buffer as the base class does, and let it end with IOERR."""
+        popped = queue.last_avail_idx != before
+        if isinstance(error, VirtioError):
+            if chain is not None:
+                queue.detach(chain)
+            raise error
+        self._report(error)
+        if chain is not None:
+            chain = queue.map_chain(chain.head)
+        elif popped:
+            chain = queue.last_popped()
+        else:
+            chain = queue.pop()
+        if chain is None:
+            return None
+        try:
+            request = parse(queue, chain)
+        except VirtioError:
+            queue.detach(chain)
+            raise
+        request.status = _IOERR
+        return request
+
+    def _report(self, error: Exception) -> None:
+        """Tell the owner of an exception out of a step, or raise it if nobody listens."""
+        if self.on_exception is None or isinstance(error, VirtioError):
+            raise error
+        self.on_exception(error)
+
+    def handle_request(self, request: BlkRequest) -> Steps:
+        """Check one request, then submit it or end it at once."""
+        try:
+            status = request.status or self.check(request)
+            if not status:
+                yield from self.submit(request)
+                return
+        except Exception as error:
+            self._report(error)
+            status = request.status = _IOERR
+            if request.left or request.ended:
+                return  # it ends with the operations it has in the engine
+        yield from self.end(request, status)
+
+    def operate(self, request: BlkRequest, op: int, offset: int, length: int, views: list[memoryview], unmap: bool = True) -> None:
         """One engine operation on behalf of ``request``; it starts with the batch, when the queue is empty."""
         request.left += 1
         engine = self.engine
         engine.submit(IoOp(op, offset, length, views, request.key, request, self.epoch, engine.end_io, unmap))
 
-    def _get_id(self, request: BlkRequest) -> Steps:
+    def end(self, request: BlkRequest, status: int) -> Steps:
+        """End a request that has nothing in the engine: complete and push."""
+        yield from self._complete(request, status)
+        yield from self._push(request.queue)
+
+    def _complete(self, request: BlkRequest, status: int) -> Steps:
+        try:
+            yield from self.complete(request, status)
+        except Exception as error:
+            self._report(error)
+            if not request.ended:
+                yield from VirtioBlkDevice.complete(self, request, _IOERR)
+
+    def _push(self, queue: SplitDevice) -> Steps:
+        try:
+            yield from self.push(queue)
+        except Exception as error:
+            self._report(error)
+            if self._owns(queue):
+                queue.flush()
+                yield from self._notify(queue.number)
+
+    def _get_id(self, request: BlkRequest) -> int:
         """The serial, NUL-padded to 20 bytes; no NUL if it has all 20 (§5.2.6)."""
         text = self.serial.encode().ljust(ID_BYTES, b"\0")
         at = 0
@@ -380,31 +470,21 @@ class VirtioBlkDevice:
             view[: len(part)] = part
             at += len(part)
         request.written = at
-        yield from self.complete(request, BlkStatus.OK if at == ID_BYTES else BlkStatus.IOERR)
+        return _OK if at == ID_BYTES else _IOERR
 
-    def _discard(self, request: BlkRequest) -> Steps:
+    def _check_range(self, request: BlkRequest) -> int:
         """DISCARD and WRITE_ZEROES take one range each here (max_…_seg is 1): §5.2.6.2."""
-        raw = b"".join(bytes(view) for view in request.data)
-        kind = request.type
-        if self.read_only or len(raw) % DISCARD_SEG_BYTES or not raw:
-            yield from self.complete(request, BlkStatus.IOERR)
-            return
-        if len(raw) > DISCARD_SEG_BYTES:
-            yield from self.complete(request, BlkStatus.UNSUPP)
-            return
-        sector, sectors, flags = DISCARD_SEG.unpack(raw)
-        allowed = WRITE_ZEROES_UNMAP if kind == ReqType.WRITE_ZEROES else 0
-        if flags & ~allowed:
-            yield from self.complete(request, BlkStatus.UNSUPP)
-            return
+        if self.read_only or request.length % DISCARD_SEG_BYTES or not request.length:
+            return _IOERR
+        if request.range is None:
+            return _UNSUPP
+        sector, sectors, flags = request.range
+        if flags & ~(WRITE_ZEROES_UNMAP if request.type == _TYPE_WRITE_ZEROES else 0):
+            return _UNSUPP
         block = self.block_size >> 9
         if sectors > self.max_discard_sectors or sector + sectors > self.capacity_sectors or sector % block or sectors % block:
-            yield from self.complete(request, BlkStatus.IOERR)
-            return
-        op = Op.DISCARD if kind == ReqType.DISCARD else Op.WRITE_ZEROES
-        self.submit(request, op, sector << 9, sectors << 9, [], bool(flags & WRITE_ZEROES_UNMAP) or op == Op.DISCARD)
-
-    # -- completions -----------------------------------------------------------------------------------------------------
+            return _IOERR
+        return 0
 
     def complete_batch(self, completed: list[IoOp]) -> Steps:
         """End what the engine finished, with one used.idx store and one interrupt decision a queue."""
@@ -416,37 +496,19 @@ class VirtioBlkDevice:
             request.left -= 1
             if op.status:
                 request.status = _IOERR
+                request.error = -op.status
             elif op.op == _READ:
                 request.written = request.length
             elif not self.writeback and (op.op == _WRITE or op.op == _WRITE_ZEROES):
-                self.submit(request, _FLUSH, 0, 0, [])  # write-through: stable before it is acknowledged
+                self.operate(request, _FLUSH, 0, 0, [])  # write-through: stable before it is acknowledged
             if request.left:
                 continue
-            queue = request.queue
-            if self.finish(request):
-                yield ("completion_to_ring", request.key, -op.status, request.status, request.written)
-                touched[queue.number] = queue
+            yield from self._complete(request, request.status)
+            touched[request.queue.number] = request.queue
         if self.engine.batch:
             yield from self.engine.flush()
         for queue in touched.values():
-            yield from self.push_and_notify(queue)
-
-    def complete(self, request: BlkRequest, status: int) -> Steps:
-        """End a request that needs no engine: ``virtio_blk_req_complete()``."""
-        request.status = status
-        if self.finish(request):
-            yield ("completion_to_ring", request.key, 0, status, request.written)
-            yield from self.push_and_notify(request.queue)
-
-    def finish(self, request: BlkRequest) -> bool:
-        """Status byte first, then the used element, still unpublished (§5.2.6); False if the driver reset the queue."""
-        queue = request.queue
-        if self.queues.get(queue.number) is not queue:
-            return False
-        request.status_view[0] = request.status  # type: ignore[index]
-        request.written = written = self.used_length(request)
-        queue.fill(request.chain, written)
-        return True
+            yield from self._push(queue)
 
     def used_length(self, request: BlkRequest) -> int:
         """Bytes written without a gap from the first device-writable one on, for the used element (§2.7.8.2).
@@ -458,34 +520,10 @@ class VirtioBlkDevice:
             return written + 1
         return written + (written == sum(map(len, request.chain.writable)))
 
-    def push_and_notify(self, queue: SplitDevice) -> Steps:
-        """Publish the used elements and interrupt the guest if it asked for it."""
-        if self.queues.get(queue.number) is not queue:
-            return
-        count = queue.flush()
-        self.notify_decisions += 1
-        yield ("virtqueue_flush", queue.number, count)
-        if self.queues.get(queue.number) is queue and self.should_notify(queue):
-            yield from self._notify(queue.number)
-
-    def should_notify(self, queue: SplitDevice) -> bool:
-        """Whether to interrupt the guest for what was just published: ``virtio_should_notify()``, §2.7.7.2."""
-        return queue.should_notify()
-
     def fail(self, error: VirtioError) -> None:
         """The driver broke the specification: stop, set DEVICE_NEEDS_RESET (``virtio_error()``, §2.1.2)."""
         self.broken = error
         self.on_needs_reset(error)
 
 
-def _take(views: list[memoryview], count: int) -> tuple[bytes, list[memoryview]]:
-    """The first ``count`` bytes of a scattered buffer, and what is left of it."""
-    taken = bytearray()
-    for i, view in enumerate(views):
-        need = count - len(taken)
-        taken += view[:need]
-        if len(view) > need:
-            return bytes(taken), [view[need:], *views[i + 1 :]]
-        if len(taken) == count:
-            return bytes(taken), views[i + 1 :]
-    return bytes(taken), []
+WRITTEN = originals(VirtioBlkDevice)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import ConfigError
-from .store import RamStore, Store, open_image
+from .store import CACHES, RamStore, Store, open_image
 
 __all__ = ["DRIVES", "Disk", "ImageFile", "Nvme", "Ram"]
 
@@ -84,14 +84,19 @@ class Nvme:
 class ImageFile:
     """A raw image or block device at ``path``; its bytes are read and written for real on every machine.
 
-    On the simulator the time is that of the drive model ``on``; live it is what the host takes.
+    On the simulator the time is that of the drive model ``on``; live it is what the host takes.  ``cache`` is QEMU's:
+    "writeback", "writethrough" (every write is stable before it ends), "none" (O_DIRECT), "directsync" (both), "unsafe" (a flush
+    does nothing).
     """
 
     path: str
     read_only: bool = False
     on: str = "P4800X"
+    cache: str = "writeback"
 
     def __post_init__(self) -> None:
+        if self.cache not in CACHES:
+            raise ConfigError(f"ImageFile cache={self.cache!r}", f"choose one of {', '.join(CACHES)}")
         object.__setattr__(self, "path", os.fspath(self.path))
         if self.on not in DRIVES:
             raise ConfigError(f"ImageFile on={self.on!r}", f"the cost table knows {', '.join(DRIVES)}")
@@ -102,4 +107,4 @@ class ImageFile:
 
     def open(self) -> Store:
         """Open the file; raises DiskError with the remedy."""
-        return open_image(self.path, read_only=self.read_only)
+        return open_image(self.path, read_only=self.read_only, cache=self.cache)

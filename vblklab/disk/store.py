@@ -8,12 +8,13 @@ import mmap
 import os
 import stat
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Protocol
 
 from ..errors import DiskError
 
-__all__ = ["FileStore", "RamStore", "Store", "open_image"]
+__all__ = ["CACHES", "FileStore", "RamStore", "Store", "open_image"]
 
 
 class Store(Protocol):
@@ -33,6 +34,9 @@ class Store(Protocol):
     def write_zeroes(self, offset: int, length: int, unmap: bool) -> None: ...
 
     def resize(self, size: int) -> None: ...
+
+    def current_size(self) -> int:
+        """Bytes that are there now, whoever changed them; whole sectors."""
 
     def close(self) -> None: ...
 
@@ -78,6 +82,9 @@ class RamStore:
     def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
         self.bytes[offset : self._end(offset, length)] = bytes(length)
 
+    def current_size(self) -> int:
+        return self.size
+
     def resize(self, size: int) -> None:
         bigger = mmap.mmap(-1, size)
         keep = min(size, self.size)
@@ -94,22 +101,39 @@ _IOV_MAX = 1024
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
 
 
-class FileStore:
-    """An image file or block device, read and written at offsets; short transfers are continued."""
+CACHES = ("writeback", "writethrough", "none", "directsync", "unsafe")
+"""QEMU's cache modes: writeback and none leave it to the guest to flush, writethrough and directsync make every write stable
+before it ends, none and directsync go past the host's page cache (O_DIRECT), unsafe ignores flushes."""
+_DIRECT_ALIGN = 4096
 
-    def __init__(self, fd: int, size: int, *, read_only: bool, path: str = "") -> None:
+
+class FileStore:
+    """An image file or block device, read and written at offsets; short transfers are continued.
+
+    With O_DIRECT (``cache`` none or directsync) what is not aligned goes through a buffer that is.
+    """
+
+    def __init__(self, fd: int, size: int, *, read_only: bool, path: str = "", cache: str = "writeback") -> None:
         self.fd = fd
         self.size = size
         self.read_only = read_only
         self.path = path
+        self.cache = cache
+        self.direct = cache in ("none", "directsync")
+        self._bounce = threading.Lock()
 
     def readv(self, offset: int, views: Sequence[memoryview]) -> None:
         want = 0
         for view in views:
             want += len(view)
-        got = os.preadv(self.fd, views if len(views) <= _IOV_MAX else views[:_IOV_MAX], offset)
-        if got != want:
-            self._continue(offset, views, want, got, os.preadv, "read")
+        try:
+            got = os.preadv(self.fd, views if len(views) <= _IOV_MAX else views[:_IOV_MAX], offset)
+            if got != want:
+                self._continue(offset, views, want, got, os.preadv, "read")
+        except OSError as error:
+            if not self.direct or error.errno != errno.EINVAL:
+                raise
+            self._bounced(offset, views, want, write=False)
 
     def writev(self, offset: int, views: Sequence[memoryview]) -> None:
         want = 0
@@ -117,9 +141,32 @@ class FileStore:
             want += len(view)
         if offset + want > self.size:
             raise OSError(errno.EIO, f"range {offset}+{want} is outside the disk of {self.size} bytes")
-        done = os.pwritev(self.fd, views if len(views) <= _IOV_MAX else views[:_IOV_MAX], offset)
-        if done != want:
-            self._continue(offset, views, want, done, os.pwritev, "write")
+        try:
+            done = os.pwritev(self.fd, views if len(views) <= _IOV_MAX else views[:_IOV_MAX], offset)
+            if done != want:
+                self._continue(offset, views, want, done, os.pwritev, "write")
+        except OSError as error:
+            if not self.direct or error.errno != errno.EINVAL:
+                raise
+            self._bounced(offset, views, want, write=True)
+
+    def _bounced(self, offset: int, views: Sequence[memoryview], want: int, *, write: bool) -> None:
+        """An O_DIRECT transfer whose address, length or offset is not aligned, through whole blocks in a buffer of its own."""
+        start = offset & -_DIRECT_ALIGN
+        length = (offset + want + _DIRECT_ALIGN - 1 & -_DIRECT_ALIGN) - start
+        with self._bounce, mmap.mmap(-1, length or _DIRECT_ALIGN) as buffer, memoryview(buffer) as blocks:
+            got = os.preadv(self.fd, [blocks], start)
+            if got < offset + want - start:
+                raise OSError(errno.EIO, f"short read: {got} of {length} bytes at {start} (image truncated meanwhile?)", self.path)
+            at = offset - start
+            for view in views:
+                if write:
+                    blocks[at : at + len(view)] = view
+                else:
+                    view[:] = blocks[at : at + len(view)]
+                at += len(view)
+            if write and os.pwritev(self.fd, [blocks[:got]], start) != got:
+                raise OSError(errno.EIO, f"short write at {start}", self.path)
 
     def _continue(self, offset: int, views: Sequence[memoryview], want: int, done: int, call: object, what: str) -> None:
         """The kernel moved fewer bytes than asked (a signal, IOV_MAX, the end of the file): go on until it moves none."""
@@ -139,6 +186,8 @@ class FileStore:
             done += moved
 
     def flush(self) -> None:
+        if self.cache == "unsafe":
+            return
         getattr(os, "fdatasync", os.fsync)(self.fd)
 
     def discard(self, offset: int, length: int) -> None:
@@ -152,9 +201,16 @@ class FileStore:
             return
         while length:  # this file system has neither holes nor zero ranges
             step = min(length, len(_ZEROES))
-            done = os.pwrite(self.fd, memoryview(_ZEROES)[:step], offset)
+            if self.direct:
+                self._bounced(offset, [memoryview(_ZEROES)[:step]], step, write=True)
+                done = step
+            else:
+                done = os.pwrite(self.fd, memoryview(_ZEROES)[:step], offset)
             offset += done
             length -= done
+
+    def current_size(self) -> int:
+        return os.lseek(self.fd, 0, os.SEEK_END) & -512
 
     def resize(self, size: int) -> None:
         if self.read_only:
@@ -183,9 +239,16 @@ def _fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
     raise OSError(error, os.strerror(error))
 
 
-def open_image(path: str, *, read_only: bool = False) -> FileStore:
-    """Open a raw image; DiskError says what is wrong with it: missing, a directory, no permission, size no multiple of 512."""
+def open_image(path: str, *, read_only: bool = False, cache: str = "writeback") -> FileStore:
+    """Open a raw image with one of ``CACHES``.
+
+    DiskError says what is wrong with it: missing, a directory, no permission, size no multiple of 512, no O_DIRECT.
+    """
     flags = os.O_CLOEXEC | os.O_NONBLOCK | (os.O_RDONLY if read_only else os.O_RDWR)  # a FIFO would wait for its writer
+    if cache in ("none", "directsync"):
+        flags |= getattr(os, "O_DIRECT", 0)
+    if cache in ("writethrough", "directsync"):
+        flags |= getattr(os, "O_DSYNC", os.O_SYNC)
     try:
         fd = os.open(path, flags)
     except FileNotFoundError:
@@ -200,6 +263,11 @@ def open_image(path: str, *, read_only: bool = False) -> FileStore:
     except ValueError as error:
         raise DiskError(f"disk image {path!r}: {error}", "check the path") from None
     except OSError as error:
+        if error.errno == errno.EINVAL and cache in ("none", "directsync"):
+            raise DiskError(
+                f"disk image {path!r} lies on a file system without O_DIRECT, which cache={cache!r} needs",
+                "use cache='writeback', or another file system",
+            ) from None
         raise DiskError(
             f"disk image {path!r}: {error.strerror}", "use read_only=True" if error.errno == errno.EROFS else "check the path"
         ) from None
@@ -212,4 +280,10 @@ def open_image(path: str, *, read_only: bool = False) -> FileStore:
         os.close(fd)
         what = "is empty" if size == 0 else f"has {size:,} bytes, no multiple of 512"
         raise DiskError(f"disk image {path!r} {what}", f"grow it to whole sectors: truncate -s {max(size + 511 & ~511, 1 << 20)} {path}")
-    return FileStore(fd, size, read_only=read_only, path=path)
+    if cache in ("none", "directsync") and size % _DIRECT_ALIGN:
+        os.close(fd)
+        raise DiskError(
+            f"disk image {path!r} has {size:,} bytes, no multiple of {_DIRECT_ALIGN}, as cache={cache!r} (O_DIRECT) needs",
+            f"grow it: truncate -s {(size + _DIRECT_ALIGN - 1) & -_DIRECT_ALIGN} {path}",
+        )
+    return FileStore(fd, size, read_only=read_only, path=path, cache=cache)

@@ -10,10 +10,14 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from ..device import IoOp
+from ..device.batch import Drain
+from ..device.steps import overridden
 from ..disk import Store
 from ..disk.drive import execute
 from ..events import WAIT
 from ..iostack import IOStack, Plug
+from .compiled import drain_of
+from .inline import image_of
 
 __all__ = ["Simulated", "Sync"]
 
@@ -21,7 +25,12 @@ Steps = Generator[Any, int, Any]
 
 
 class _Engine:
-    """What both engines share: operations that wait for ``flush``, operations that are done."""
+    """What engines share: operations that wait for ``flush``, operations that are done.
+
+    ``event_fd``, if there is one, becomes readable when an operation ended in another thread; ``close`` gives back what ``attach`` took.
+    """
+
+    event_fd: int | None = None
 
     def attach(self, iostack: IOStack | None, store: Store, wake: Callable[[], None]) -> None:
         """Stand on the simulated host's block layer, or on ``store`` alone; ``wake`` notifies whoever may wait for an operation here."""
@@ -47,6 +56,13 @@ class _Engine:
             self._done = []
             self.in_flight -= len(done)
         return done
+
+    def drain(self, fast: str) -> Drain | str:
+        """No batch path: an operation is not over when it was submitted."""
+        return f"engine {type(self).__name__}: its operations end later"
+
+    def close(self) -> None:
+        """Nothing to give back."""
 
     def end_io(self, op: IoOp) -> None:
         """The host's block layer has ended the operation, in a context of the host's."""
@@ -98,6 +114,17 @@ class Sync(_Engine):
             yield ("host:sys_exit_preadv64", op.io)
         self._wake()
 
+    def drain(self, fast: str) -> Drain | str:
+        """Reads and writes of the batch path block too."""
+        reasons = overridden(self, WRITTEN, "engine")
+        if reasons:
+            return f"engine {reasons[0]}"
+        image = image_of(self._store)
+        return image if isinstance(image, str) else drain_of(*image, fast)
+
     def _returned(self, op: IoOp) -> None:
         """Wake the thread that is blocked in the call."""
         self._wake()
+
+
+WRITTEN = {name: getattr(Sync, name) for name in ("submit", "flush", "reap", "drain")}

@@ -39,6 +39,8 @@ class Recipe(Protocol):
     engine: Any
     host_iostack: Any
     disk: Any
+    guest: Any
+    host: Any
 
     def describe(self) -> dict[str, str]: ...
 

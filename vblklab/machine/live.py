@@ -49,17 +49,28 @@ class LiveMachine:
     """Runs recipes for real: driver and device in two processes (``device="process"``) or two threads (``"thread"``).
 
     ``poll_us`` lets the device look for work that long before it sleeps (QEMU: poll-max-ns); ``stall_s`` is how long no I/O may
-    complete before the run is given up; ``trace=False`` measures without logging trace points.
+    complete before the run is given up.  ``trace=False`` measures without logging trace points, and lets a device whose steps
+    are as they were written take the batch path; ``fast`` "auto" compiles that path's loop if numba is there, "off" does not.
     """
 
     def __init__(
-        self, *, device: str = "process", poll_us: float = 0, trace: bool = True, stall_s: float = 20.0, iolog: bool = False
+        self,
+        *,
+        device: str = "process",
+        poll_us: float = 0,
+        trace: bool = True,
+        stall_s: float = 20.0,
+        iolog: bool = False,
+        fast: str = "auto",
     ) -> None:
         if device not in ("process", "thread"):
             raise ConfigError(f"LiveMachine device={device!r}", "choose 'process' or 'thread'")
         if poll_us < 0 or stall_s <= 0:
             raise ConfigError(f"LiveMachine poll_us={poll_us}, stall_s={stall_s}", "poll_us is 0 or more, stall_s above 0")
+        if fast not in ("auto", "off"):
+            raise ConfigError(f"LiveMachine fast={fast!r}", "choose 'auto' or 'off'")
         self.device = device
+        self.fast = fast
         self.poll_us = poll_us
         self.trace = trace
         self.stall_s = stall_s
@@ -138,6 +149,10 @@ class LiveVm:
             self.close()
             raise
 
+    def explain(self) -> list[str]:
+        """The path that the device's requests take; for the plain path each reason for it."""
+        return list(self._explanation)
+
     # -- building --------------------------------------------------------------------------------------------------------
 
     def _build(self) -> None:
@@ -156,7 +171,17 @@ class LiveVm:
         words = memoryview(mmap(fds.words, 4096)).cast("I")
         self.memory = GuestMemory(memoryview(memory_map), fence=fence)
         self.pages = GuestPages(self.memory, 0x1000)
-        setup = Setup(device, engine, recipe.disk, size, fds, machine.trace, int(machine.poll_us * 1000), not hasattr(recipe.disk, "path"))
+        setup = Setup(
+            device,
+            engine,
+            recipe.disk,
+            size,
+            fds,
+            machine.trace,
+            int(machine.poll_us * 1000),
+            machine.fast,
+            not hasattr(recipe.disk, "path"),
+        )
         self._start_device(setup)
         self.loop = LiveLoop("guest:epoll_wait", trace=machine.trace)
         self._closers.append(self.loop.close)
@@ -223,6 +248,7 @@ class LiveVm:
         message = self._receive()
         if message[0] != "ready":
             raise VblkError(f"the device's half answered {message[0]!r}")
+        self._explanation: list[str] = message[3]
 
     def _start_process(self, setup: Setup) -> None:
         import cloudpickle  # classes from a notebook's cell travel by value
@@ -422,6 +448,17 @@ class LiveVm:
 
     # -- the result ------------------------------------------------------------------------------------------------------
 
+    @property
+    def _threads(self) -> bool:
+        return self.machine.device == "thread"
+
+    def _title(self) -> str:
+        return f"LiveMachine (live) · {'two threads' if self._threads else 'two processes'}"
+
+    def _peers(self) -> dict[str, str]:
+        """What else a figure must say about who was at the other end."""
+        return {}
+
     def _run_of(self, interrupted: bool) -> Run:
         assert self._result is not None
         device_log, device_counters = self._result
@@ -437,14 +474,15 @@ class LiveVm:
                 correlator.feed(now, one)
         rows = correlator.rows
         names = {context.number: context.name for context in self.loop.contexts} | {1000: "iothread"}
-        threads = self.machine.device == "thread"
+        threads = self._threads
         return build_run(
-            title=f"LiveMachine (live) · {'two threads' if threads else 'two processes'} · iodepth {self.recipe.app.depth}",
+            title=f"{self._title()} · iodepth {self.recipe.app.depth}",
             rung="L2 live",
             simulated=False,
             provenance={
                 "machine": repr(self.machine),
                 "rung": "L2 live",
+                **self._peers(),
                 "kvm": "not used: kick and call are eventfds",
                 "cost table": "none: times are measured",
                 "seed": "none",

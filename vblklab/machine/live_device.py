@@ -68,6 +68,7 @@ class Setup:
     fds: Fds
     trace: bool
     spin_ns: int
+    fast: str
     scratch: bool  # a disk without a file lives in the device's memory
 
 
@@ -188,6 +189,8 @@ def _serve(setup: Setup, control: socket.socket) -> None:
         device.on_config_changed = registers.config_changed
         registers.on_notify = device.kick
         registers.on_interrupt = lambda: os.eventfd_write(fds.call, 1)
+        if engine.event_fd is not None:
+            loop.watch_eventfd(engine.event_fd, context.notify)
         for number, fd in enumerate(fds.kicks):
             loop.watch_eventfd(fd, lambda number=number: device.kick(number))  # type: ignore[misc]
 
@@ -229,16 +232,29 @@ def _serve(setup: Setup, control: socket.socket) -> None:
 
         loop.watch(mmio.fileno(), access)
         loop.watch(control.fileno(), command)
+
+        def call(queue: int) -> None:
+            nonlocal notifies
+            notifies += 1
+            status.set(Interrupt.VRING)
+            os.eventfd_write(fds.call, 1)
+
+        if setup.trace:
+            explanation = ["plain path: trace points are recorded; LiveMachine(trace=False) measures without them"]
+        else:
+            device.batch_path(call, fast=setup.fast)
+            explanation = device.explain()
         if setup.spin_ns:
             loop.spin_ns = setup.spin_ns
-            loop.spin = device.poll_queues
-        send_message(control, ("ready", store.size, store.read_only))
+            loop.spin, loop.spin_begin, loop.spin_end = device.poll_queues, device.poll_begin, device.poll_end
+        send_message(control, ("ready", store.size, store.read_only, explanation))
         while running:
             loop.turn(1.0)
     finally:
         loop.close()
         mmio.shutdown(socket.SHUT_RDWR)  # a thread's end is open on the other side too, which must not wait for an answer
         mmio.close()
+        setup.engine.close()
         store.close()
 
 

@@ -19,6 +19,7 @@ LogEntry = tuple[int, int, Any]
 clock = time.perf_counter_ns
 _FIRST = 60_000  # log entries that are always kept, about 3,000 I/Os
 _MOST = 300_000
+_LONGEST_SPIN_NS = 1_000_000
 
 
 class LiveContext:
@@ -46,6 +47,9 @@ class LiveLoop:
 
     The log holds the first 60,000 points and then those of one window in eight (67 ms each, the same in every process), so
     that a long run stays in bounded memory.  ``first_number`` keeps the context numbers of two processes apart.
+
+    ``spin`` looks for work without a notification, for ``spin_ns`` before the loop sleeps, between ``spin_begin`` and
+    ``spin_end``, which say to whoever notifies that somebody looks.
     """
 
     def __init__(self, wake_event: str, *, trace: bool, first_number: int = 0) -> None:
@@ -53,7 +57,10 @@ class LiveLoop:
         self.tasks_left = 0
         self.log: list[LogEntry] | None = [] if trace else None
         self.spin: Callable[[], bool] | None = None
+        self.spin_begin: Callable[[], None] = lambda: None
+        self.spin_end: Callable[[], bool] = lambda: False
         self.spin_ns = 0
+        self._looking = False
         self._wake_event = (wake_event,)
         self._first = first_number
         self._epoll = select.epoll()
@@ -70,8 +77,13 @@ class LiveLoop:
 
     def watch(self, fd: int, call: Callable[[], None]) -> None:
         """Call ``call`` whenever ``fd`` is readable."""
-        self._calls[fd] = call
         self._epoll.register(fd, select.EPOLLIN)
+        self._calls[fd] = call
+
+    def unwatch(self, fd: int) -> None:
+        """No longer; for an fd that is still open."""
+        if self._calls.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
 
     def watch_eventfd(self, fd: int, call: Callable[[], None]) -> None:
         """Empty the eventfd, then call."""
@@ -98,16 +110,20 @@ class LiveLoop:
                 idle = False
                 self._run(context)
         self._turns += 1
+        if idle and self.spin is not None:
+            idle = not self._spin()
+        elif idle and self._looking:
+            idle = not self._look_away()
         if not idle and self._turns & 63:
             return  # look at the fds only now and then while there is work: a kick that is pending stays pending
-        if idle and self.spin is not None and self._spin():
-            return
         timeout = self._timeout(timeout_s) if idle else 0.0
         events = self._epoll.poll(timeout)
         if events and idle and timeout and self.log is not None:
             self._note(clock(), -1, self._wake_event)
         for fd, _ in events:
-            self._calls[fd]()
+            call = self._calls.get(fd)
+            if call is not None:  # a call before it may have unwatched it
+                call()
         now = clock()
         for context in self.contexts:
             if context.deadline_ns is not None and context.deadline_ns <= now:
@@ -119,14 +135,34 @@ class LiveLoop:
         return max(min(most_s, (min(deadlines) - clock()) / 1e9), 0.0) if deadlines else most_s
 
     def _spin(self) -> bool:
-        """Adaptive polling, as QEMU's poll-max-ns: look for work for a while before sleeping."""
-        end = clock() + self.spin_ns
+        """Adaptive polling, as QEMU's poll-max-ns: look for work for a while before sleeping.
+
+        ``spin`` looks once and is True if it found something; it goes on as long as it serves what it finds by itself, at most
+        for a millisecond.  Only when it found nothing ``spin_end`` says so to the other side, and is True if something slipped in.
+        """
         spin = self.spin
         assert spin is not None
-        while clock() < end:
-            if spin():
-                return True
-        return False
+        now = clock()
+        end = last = now + self.spin_ns
+        found = False
+        if not self._looking:
+            self._looking = True
+            self.spin_begin()
+        while True:
+            served = spin()
+            now = clock()
+            if served:
+                if any(context.notified for context in self.contexts):
+                    return True
+                end = now + self.spin_ns
+                if not found:
+                    found, last = True, now + _LONGEST_SPIN_NS
+            if now >= end or now >= last:
+                return found or self._look_away()
+
+    def _look_away(self) -> bool:
+        self._looking = False
+        return self.spin_end()
 
     def _note(self, now: int, number: int, ev: Any) -> None:
         log = self.log

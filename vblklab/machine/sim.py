@@ -244,6 +244,10 @@ class SimVm:
             "a kick, an interrupt or a buffer was lost: step() through the end of the trace",
         )
 
+    def explain(self) -> list[str]:
+        """The path that the device's requests take, and why."""
+        return ["plain path: simulated time passes at trace points"]
+
     def step(self, points: int = 1) -> TraceEvent | None:
         """Go on to the next trace point (or over so many) and return it; None when every task has ended."""
         event: TraceEvent | None = None

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from struct import Struct
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from ..errors import BadAddress, ConfigError, QueueFull, VirtioError
+from ..errors import ConfigError, QueueFull, VirtioError
 from ..memory import GuestMemory, GuestPages, Segment
 from ..spec.virtio_ring import (
     AVAIL_ALIGN,
@@ -34,7 +34,7 @@ from ..spec.virtio_ring import (
     used_ring_bytes,
 )
 
-__all__ = ["Chain", "SplitDevice", "SplitDriver", "SplitLayout", "check_queue_size", "need_event"]
+__all__ = ["Chain", "Inflight", "SplitDevice", "SplitDriver", "SplitLayout", "check_queue_size", "need_event"]
 
 _NEXT, _WRITE, _INDIRECT = 1, 2, 4
 _pack_desc, _unpack_desc = DESC.pack_into, DESC.unpack_from
@@ -323,10 +323,25 @@ class Chain:
         self.writable: list[memoryview] = []
 
 
+class Inflight(Protocol):
+    """A record of the heads in flight that outlives the device's process, such as vhost-user's in-flight region."""
+
+    def popped(self, head: int) -> None:
+        """The device took the buffer at ``head``."""
+
+    def filled(self, head: int) -> None:
+        """Its used element is written, ``used.idx`` is not."""
+
+    def flushed(self, used_idx: int) -> None:
+        """``used.idx`` was stored: everything filled before is the driver's again."""
+
+
 class SplitDevice:
     """The device half, in QEMU's words (``virtqueue_pop()``, ``virtqueue_push()``, ``virtio_should_notify()`` …).
 
     Every call may raise VirtioError when the driver broke the specification; the device then sets DEVICE_NEEDS_RESET.
+    ``last_avail_idx`` and ``used_idx`` (both run freely modulo 2**16) are where a ring goes on that another device served
+    before; buffers between them that are still in flight come back through ``resubmit``.
     """
 
     def __init__(
@@ -338,9 +353,13 @@ class SplitDevice:
         event_idx: bool = True,
         indirect: bool = True,
         chain_max: int = 0,
+        last_avail_idx: int = 0,
+        used_idx: int = 0,
+        inflight: Inflight | None = None,
     ) -> None:
         layout.check(memory)
         size = layout.size
+        self.inflight = inflight
         self.number = number
         self.layout = layout
         self.size = size
@@ -361,11 +380,8 @@ class SplitDevice:
         self._used16 = self._used.cast("H")
         self._used_event_at = 2 + size
         self._avail_event_at = 2 + 4 * size
-        self.last_avail_idx = 0
-        self._shadow_avail_idx = 0
-        self.used_idx = 0
-        self._flushed_idx = 0
-        self._signalled_idx = 0
+        self.last_avail_idx = self._shadow_avail_idx = last_avail_idx & 0xFFFF
+        self.used_idx = self._flushed_idx = self._signalled_idx = used_idx & 0xFFFF
         self._signalled_valid = False
         self.notification = True
         self.in_flight = 0
@@ -394,7 +410,35 @@ class SplitDevice:
             raise VirtioError(f"avail.idx jumped from {last} to {shadow}, more than the queue size {self.size}", "2.7.6")
         if self.in_flight >= self.size:
             raise VirtioError(f"{self.in_flight + 1} buffers in flight on a queue of {self.size}: a head was offered twice", "2.7.13")
-        head = self._avail[2 + (last & self._mask)]
+        chain = self.map_chain(self._avail[2 + (last & self._mask)])
+        self.last_avail_idx = last = (last + 1) & 0xFFFF
+        self.in_flight += 1
+        if self.inflight is not None:
+            self.inflight.popped(chain.head)
+        if self.event_idx and self.notification:
+            self._used16[self._avail_event_at] = last
+        return chain
+
+    def resubmit(self, head: int) -> Chain:
+        """The buffer at ``head`` again, which an earlier device took and did not return; it counts as in flight."""
+        if self.in_flight >= self.size:
+            raise VirtioError(f"{self.in_flight + 1} buffers in flight on a queue of {self.size}: a head was offered twice", "2.7.13")
+        chain = self.map_chain(head)
+        self.in_flight += 1
+        if self.inflight is not None:
+            self.inflight.popped(head)
+        return chain
+
+    def last_popped(self) -> Chain:
+        """The buffer of the last ``pop`` once more, for an owner that lost it; nothing is counted."""
+        return self.map_chain(self._avail[2 + ((self.last_avail_idx - 1) & self._mask)])
+
+    def detach(self, chain: Chain) -> None:
+        """Forget a popped buffer that will not be returned: ``virtqueue_detach_element()``."""
+        self.in_flight -= 1
+
+    def map_chain(self, head: int) -> Chain:
+        """The buffer at ``head`` with its segments mapped; nothing is counted.  Raises as ``pop`` does."""
         if head >= self.size:
             raise VirtioError(f"available ring names descriptor {head}, the queue has {self.size}", "2.7.6")
         chain = Chain(head, self._key | head)
@@ -404,10 +448,6 @@ class SplitDevice:
                 self._walk_indirect(chain, gpa, length, flags)
         else:
             self._walk(chain, gpa, length, flags, link)
-        self.last_avail_idx = last = (last + 1) & 0xFFFF
-        self.in_flight += 1
-        if self.event_idx and self.notification:
-            self._used16[self._avail_event_at] = last
         return chain
 
     def _take_three(self, chain: Chain, table: int, flags: int) -> bool:
@@ -462,9 +502,10 @@ class SplitDevice:
             # §2.7.5.3.1 bounds a chain by the queue size; Linux has always sent up to seg_max + 2, so the owner sets the bound.
             raise VirtioError(f"indirect table of {entries} entries, at most {self._chain_max} are taken", "2.7.5.3.1")
         start = table - self._base
+        source: bytes | memoryview = self._bytes
         if start < 0 or table + table_bytes > self._end:
-            raise BadAddress(table, table_bytes)
-        copied = (_TABLES[entries] if entries < 10 else _table(entries)).unpack_from(self._bytes, start)  # read once
+            start, source = 0, self._elsewhere(table, table_bytes)
+        copied = (_TABLES[entries] if entries < 10 else _table(entries)).unpack_from(source, start)  # read once
         readable, writable, memory, base, limit = chain.readable, chain.writable, self._bytes, self._base, self._end
         at = 0
         for _ in range(entries):
@@ -473,8 +514,8 @@ class SplitDevice:
             if flags & _INDIRECT or not length or gpa < base or end > limit or (writable and not flags & _WRITE):
                 if flags & _INDIRECT:
                     raise VirtioError("an indirect table inside an indirect table", "2.7.5.3.1")
-                self._map(readable, writable, gpa, length, flags)  # says which rule it breaks
-            if flags & _WRITE:
+                self._map(readable, writable, gpa, length, flags)  # in another region, or says which rule it breaks
+            elif flags & _WRITE:
                 writable.append(memory[gpa - base : end - base])
             else:
                 readable.append(memory[gpa - base : end - base])
@@ -488,22 +529,25 @@ class SplitDevice:
     def _map(self, readable: list[memoryview], writable: list[memoryview], gpa: int, length: int, flags: int) -> None:
         if length == 0:
             raise VirtioError(f"a zero-length descriptor at {gpa:#x}", "2.7.5")
-        end = gpa + length
-        if gpa < self._base or end > self._end:
-            raise BadAddress(gpa, length)
-        base = self._base
         if flags & _WRITE:
-            writable.append(self._bytes[gpa - base : end - base])
+            writable += self._memory.views(gpa, length)
         elif writable:
             raise VirtioError("a device-readable descriptor behind a device-writable one", "2.7.4.2")
         else:
-            readable.append(self._bytes[gpa - base : end - base])
+            readable += self._memory.views(gpa, length)
+
+    def _elsewhere(self, gpa: int, length: int) -> bytes | memoryview:
+        """Bytes outside the largest region, for a table to be read from."""
+        views = self._memory.views(gpa, length)
+        return views[0] if len(views) == 1 else b"".join(views)
 
     def fill(self, chain: Chain, written: int) -> None:
         """Write the next used element; nothing is published before ``flush``: ``virtqueue_fill()``."""
         idx = self.used_idx
         _pack_used(self._used, 4 + 8 * (idx & self._mask), chain.head, written)
         self.used_idx = (idx + 1) & 0xFFFF
+        if self.inflight is not None:
+            self.inflight.filled(chain.head)
 
     def flush(self) -> int:
         """Publish all filled elements with one store of ``used.idx``; returns how many: ``virtqueue_flush()``."""
@@ -512,6 +556,8 @@ class SplitDevice:
         self._flushed_idx = new
         self.in_flight -= count
         self._used16[1] = new
+        if self.inflight is not None:
+            self.inflight.flushed(new)
         return count
 
     def should_notify(self) -> bool:

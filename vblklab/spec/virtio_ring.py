@@ -18,6 +18,8 @@ USED_NO_NOTIFY = 1  # VIRTQ_USED_F_NO_NOTIFY
 DESC = Struct("<QIHH")
 """``struct virtq_desc``: addr, len, flags, next."""
 DESC_BYTES = 16
+DESC_TABLE_OF_THREE = Struct("<QIHHQIHHQIHH")
+"""An indirect table of three descriptors, the one that Linux sends for a request with one data segment."""
 USED_ELEM = Struct("<II")
 """``struct virtq_used_elem``: id, len."""
 

@@ -228,5 +228,7 @@ def _counters_line(counters: Mapping[str, int]) -> str:
         "requeues",
     )
     return ", ".join(
-        f"{name.replace('_', ' ')} {counters[name]:,}" for name in names if counters.get(name) or name in ("kicks", "interrupts")
+        f"{name.replace('_', ' ')} {counters[name]:,}"
+        for name in names
+        if counters.get(name) or name in counters.keys() & {"kicks", "interrupts"}
     )

@@ -1,0 +1,117 @@
+"""What a virtio-blk device says of itself: its options, the features it offers and its configuration space (VIRTIO 1.4 §5.2.3, §5.2.4)."""
+
+from __future__ import annotations
+
+import struct
+
+from ..errors import ConfigError
+from ..spec.virtio import DEVICE_ID_BLOCK, Feature
+from ..spec.virtio_blk import CONFIG_BYTES, CONFIG_OFFSETS, ID_BYTES, BlkFeature
+
+__all__ = ["BlkConfig"]
+
+
+class BlkConfig:
+    """The options of a device and the registers that follow from them."""
+
+    device_id = DEVICE_ID_BLOCK
+    capacity_sectors = 0
+    driver_features = 0
+    writeback = True
+
+    def __init__(
+        self,
+        *,
+        queues: int | None = None,
+        queue_size_max: int = 1024,
+        read_only: bool = False,
+        serial: str = "vblklab",
+        block_size: int = 512,
+        seg_max: int = 126,
+        size_max: int = 0,
+        write_cache: bool = True,
+        discard: bool = True,
+        max_discard_sectors: int = 0x3FFFFF,
+        event_idx: bool = True,
+        indirect: bool = True,
+    ) -> None:
+        if queues is not None and not 1 <= queues <= 1024:
+            raise ConfigError(f"device queues={queues}", "use 1 to 1024")
+        if queue_size_max < 1 or queue_size_max > 32768 or queue_size_max & (queue_size_max - 1):
+            raise ConfigError(f"device queue_size_max={queue_size_max}", "use a power of two up to 32768")
+        if block_size < 512 or block_size > 32768 or block_size & (block_size - 1):
+            raise ConfigError(f"device block_size={block_size}", "use a power of two from 512 to 32768")
+        if not 1 <= seg_max <= 65534:
+            raise ConfigError(f"device seg_max={seg_max}", "use 1 to 65534")
+        if size_max and size_max < 512:
+            raise ConfigError(f"device size_max={size_max}", "use 512 or more bytes a segment, or 0 for no limit")
+        if max_discard_sectors < 1:
+            raise ConfigError(f"device max_discard_sectors={max_discard_sectors}", "use 1 or more")
+        if len(serial.encode()) > ID_BYTES:
+            raise ConfigError(f"device serial={serial!r}", f"at most {ID_BYTES} bytes")
+        self.num_queues = queues or 0
+        self.queue_size_max = queue_size_max
+        self.read_only = read_only
+        self.serial = serial
+        self.block_size = block_size
+        self.seg_max = seg_max
+        self.size_max = size_max
+        self.write_cache = write_cache
+        self.discard = discard
+        self.max_discard_sectors = max_discard_sectors
+        self.event_idx = event_idx
+        self.indirect = indirect
+
+    def __repr__(self) -> str:
+        plain = BlkConfig().__dict__
+        changed = {k: v for k, v in self.__dict__.items() if k in plain and plain[k] != v}
+        names = {"num_queues": "queues"}
+        return f"{type(self).__name__}({', '.join(f'{names.get(k, k)}={v!r}' for k, v in changed.items())})"
+
+    def features(self) -> int:
+        """The feature bits offered."""
+        bits = Feature.VERSION_1 | BlkFeature.SEG_MAX | BlkFeature.BLK_SIZE | BlkFeature.FLUSH | BlkFeature.CONFIG_WCE | BlkFeature.TOPOLOGY
+        if self.num_queues > 1:
+            bits |= BlkFeature.MQ
+        if self.event_idx:
+            bits |= Feature.EVENT_IDX
+        if self.indirect:
+            bits |= Feature.INDIRECT_DESC
+        if self.size_max:
+            bits |= BlkFeature.SIZE_MAX
+        if self.read_only:
+            bits |= BlkFeature.RO
+        elif self.discard:
+            bits |= BlkFeature.DISCARD | BlkFeature.WRITE_ZEROES
+        return int(bits)
+
+    def accepts(self, features: int) -> bool:
+        """Whether this subset of the offered features works; False makes FEATURES_OK read back as 0."""
+        return not (features & BlkFeature.CONFIG_WCE and not features & BlkFeature.FLUSH)
+
+    def read_config(self) -> bytes:
+        """The configuration space, §5.2.4."""
+        data = bytearray(CONFIG_BYTES)
+
+        def put(name: str, code: str, value: int) -> None:
+            struct.pack_into("<" + code, data, CONFIG_OFFSETS[name], value)
+
+        put("capacity", "Q", self.capacity_sectors)
+        put("size_max", "I", self.size_max)
+        put("seg_max", "I", self.seg_max)
+        put("blk_size", "I", self.block_size)
+        put("writeback", "B", self.writeback)
+        put("num_queues", "H", self.num_queues)
+        if self.discard and not self.read_only:
+            put("max_discard_sectors", "I", self.max_discard_sectors)
+            put("max_discard_seg", "I", 1)
+            put("discard_sector_alignment", "I", self.block_size >> 9)
+            put("max_write_zeroes_sectors", "I", self.max_discard_sectors)
+            put("max_write_zeroes_seg", "I", 1)
+            put("write_zeroes_may_unmap", "B", 1)
+        return bytes(data)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Only ``writeback`` can be written, and only with CONFIG_WCE negotiated (§5.2.5)."""
+        if offset == CONFIG_OFFSETS["writeback"] and len(data) == 1 and self.driver_features & BlkFeature.CONFIG_WCE and data[0] <= 1:
+            self.writeback = bool(data[0])
