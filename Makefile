@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help lab test long bench lint format lock clean
+.PHONY: help lab test long guest bench lint format lock clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -32,6 +32,9 @@ test: $(WITH_PACKAGE)  ## the whole suite with lint and types, under 15 minutes
 
 long: $(WITH_PACKAGE)  ## the suite, the soak and every combination; writes docs/long-report.md
 	$(PY) -m pytest --long --long-report=docs/long-report.md $(PYTEST_ARGS) $(TEST_ARGS)
+
+guest: $(WITH_PACKAGE)  ## fetch the kernel that the real guests boot (Debian packages into a cache; no root)
+	$(PY) -m vblklab.peer.setup $(GUEST_ARGS)
 
 bench: $(WITH_PACKAGE)  ## every benchmark in bench/, one after the other
 	@set -e; for script in bench/bench_*.py; do [ -e "$$script" ] || continue; echo "== $$script"; $(PY) "$$script"; done

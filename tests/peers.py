@@ -18,7 +18,7 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], str]] = {
     "fio": (("fio",), "fio"),
     "qemu": (("qemu-system-x86_64", "qemu-img", "qemu-storage-daemon"), "qemu-system-x86 qemu-utils"),
 }
-MARKERS = (*PROGRAMS, "chromium", "kvm")
+MARKERS = (*PROGRAMS, "chromium", "guest", "kvm")
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _MAC_CHROME = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
@@ -40,6 +40,8 @@ def why_not(marker: str) -> str | None:
         return _why_no_kvm()
     if marker == "chromium":
         return None if chromium() else "chromium: no Chromium or Chrome here; on Debian: apt install chromium (or set CHROMIUM=/path)"
+    if marker == "guest":
+        return why_not("qemu") or _why_no_guest()
     programs, packages = PROGRAMS[marker]
     absent = [name for name in programs if shutil.which(name) is None]
     return f"{marker}: no {', '.join(absent)} here; on Debian: apt install {packages}" if absent else None
@@ -59,3 +61,16 @@ def _why_no_kvm() -> str | None:
     finally:
         os.close(kvm)
     return None if version == _KVM_API else f"kvm: API version {version}, not {_KVM_API}"
+
+
+def _why_no_guest() -> str | None:
+    from vblklab.errors import NotHere
+    from vblklab.peer.kernels import find_kernel
+    from vblklab.peer.programs import find_programs
+
+    try:
+        find_kernel()
+        find_programs()
+    except NotHere as missing:
+        return f"guest: {missing}"
+    return None

@@ -1,0 +1,189 @@
+"""A stock Linux on our device, served over vhost-user: file systems, fio, resize, a device that raises, and one that is killed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vblklab as vb
+from vblklab.machine.serve import Served
+from vblklab.peer import GuestVm, LinuxGuest, VhostUserDisk
+
+pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guest")]
+
+SIZE = 128 << 20
+JOB = vb.Fio(
+    rw="randrw",
+    bssplit="512/20:4k/50:64k/20:1M/10",
+    verify="crc32",
+    iodepth=32,
+    numjobs=4,
+    number_ios=400,
+    size=16 << 20,
+    offset_increment=16 << 20,
+)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("guest") / "disk.img"
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def served(image: Path) -> Iterator[Served]:
+    with vb.serve(vb.VirtioBlkDevice(queues=4, serial="real-guest"), vb.ImageFile(image)) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def guest(served: Served) -> Iterator[GuestVm]:
+    with LinuxGuest(smp=4).boot([VhostUserDisk(served.socket, queues=4)]) as guest:
+        yield guest
+
+
+def digest(image: Path) -> str:
+    return hashlib.md5(image.read_bytes()).hexdigest()
+
+
+def guest_digest(guest: GuestVm) -> str:
+    return guest.run("blockdev --flushbufs /dev/vda; md5sum /dev/vda").output.split()[0]
+
+
+def test_the_driver_finds_what_the_device_says(guest: GuestVm) -> None:
+    assert guest.capacity("vda") == SIZE
+    assert guest.run("cat /sys/block/vda/serial").output.strip() == "real-guest"
+    assert guest.run("ls /sys/block/vda/mq | wc -l").output.strip() == "4"
+
+
+def test_a_file_system_lives_on_it(guest: GuestVm, image: Path) -> None:
+    guest.run("mkfs.ext4 -q /dev/vda && mkdir -p /mnt && mount /dev/vda /mnt")
+    guest.run("for i in 1 2 3 4 5 6 7 8; do mkdir -p /mnt/d$i; dd if=/dev/urandom of=/mnt/d$i/f bs=100k count=$i 2>/dev/null; done; sync")
+    sums = guest.run("cd /mnt && md5sum */f").output
+    guest.run("umount /mnt && e2fsck -fn /dev/vda", timeout_s=120)
+    guest.run("echo 3 > /proc/sys/vm/drop_caches; mount -o ro /dev/vda /mnt")
+    assert guest.run("cd /mnt && md5sum */f").output == sums
+    guest.run("umount /mnt")
+    assert guest_digest(guest) == digest(image)
+
+
+def test_fio_verifies_what_it_wrote(guest: GuestVm, image: Path) -> None:
+    result = guest.fio(JOB, timeout_s=300)
+    assert [job["error"] for job in result["jobs"]] == [0] * 4
+    assert sum(job["read"]["total_ios"] for job in result["jobs"]) >= 1600
+    assert guest_digest(guest) == digest(image)
+
+
+def test_discarded_and_zeroed_blocks_read_as_zeroes(guest: GuestVm) -> None:
+    guest.run("dd if=/dev/urandom of=/dev/vda bs=1M count=4 oflag=direct 2>/dev/null")
+    guest.run("/bin/blkdiscard -o 0 -l 1048576 /dev/vda && /bin/blkdiscard -z -o 1048576 -l 1048576 /dev/vda")
+    assert guest.run("dd if=/dev/vda bs=1M count=2 iflag=direct 2>/dev/null | tr -d '\\000' | wc -c").output.strip() == "0"
+    assert guest.run("dd if=/dev/vda bs=1M skip=2 count=2 iflag=direct 2>/dev/null | tr -d '\\000' | wc -c").output.strip() != "0"
+
+
+def kill_while_fio_runs(guest: GuestVm, served: Served, job: vb.Fio, kills: int) -> Any:
+    """fio's result; the back-end is killed and started again while it runs."""
+    results: list[Any] = []
+
+    def run() -> None:
+        try:
+            results.append(guest.fio(job, timeout_s=300))
+        except BaseException as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    done = 0
+    while done < kills and thread.is_alive():
+        before = served.counters()["requests"]
+        while served.counters()["requests"] < before + 50 and thread.is_alive():
+            thread.join(0.02)
+        served.kill()
+        served.start()
+        done += 1
+    thread.join()
+    if isinstance(results[0], BaseException):
+        raise results[0]
+    return done, results[0]
+
+
+def _killed(image: Path, kills: int, ios: int) -> None:
+    """A guest and a server of its own, because the processes that are started again must end with the test."""
+    job = vb.Fio(**{**JOB.jobs[0].options(), "number_ios": ios})
+    with (
+        vb.serve(vb.VirtioBlkDevice(queues=4), vb.ImageFile(image)) as served,
+        LinuxGuest(smp=4).boot([VhostUserDisk(served.socket, queues=4)]) as guest,
+    ):
+        done, result = kill_while_fio_runs(guest, served, job, kills)
+        assert done == kills, "the job was over too soon"
+        assert [one["error"] for one in result["jobs"]] == [0] * 4
+        assert "I/O error" not in guest.run("dmesg").output
+        assert guest_digest(guest) == digest(image)
+
+
+@pytest.fixture
+def own_image(tmp_path: Path) -> Path:
+    path = tmp_path / "own.img"
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+    return path
+
+
+def test_a_back_end_that_is_killed_loses_nothing(own_image: Path) -> None:
+    _killed(own_image, 3, 600)
+
+
+@pytest.mark.long
+def test_a_back_end_that_is_killed_twenty_times_loses_nothing(own_image: Path) -> None:
+    _killed(own_image, 20, 6000)
+
+
+def test_a_new_size_is_seen_by_the_guest(guest: GuestVm, served: Served, image: Path) -> None:
+    served.resize(SIZE + (1 << 20))
+    sectors = (SIZE >> 9) + 2048
+    script = f"for i in $(seq 100); do [ $(cat /sys/block/vda/size) = {sectors} ] && exit 0; usleep 20000; done; exit 1"
+    guest.run(script)
+    guest.run("dd if=/dev/zero of=/dev/vda bs=1M seek=128 count=1 oflag=direct 2>/dev/null")
+    assert os.path.getsize(image) == SIZE + (1 << 20)
+
+
+class Broken(vb.VirtioBlkDevice):
+    """A learner's device that raises for one sector."""
+
+    def check(self, request: Any) -> int:
+        if request.sector <= 2048 < request.sector + request.length // 512:
+            raise ZeroDivisionError("a slip")
+        return super().check(request)
+
+
+def test_a_device_that_raises_costs_one_request(tmp_path: Path) -> None:
+    shown: list[str] = []
+    with (
+        vb.serve(Broken, vb.Ram(16 << 20), show=shown.append) as served,
+        LinuxGuest().boot([VhostUserDisk(served.socket)]) as guest,
+    ):
+        bad = guest.run("dd if=/dev/vda of=/dev/null bs=4k skip=256 count=1 iflag=direct 2>&1", check=False)
+        good = guest.run("dd if=/dev/vda of=/dev/null bs=4k count=256 iflag=direct 2>&1", check=False)
+    assert bad.status != 0 and "Input/output error" in bad.output
+    assert good.status == 0
+    assert shown and all("ZeroDivisionError: a slip" in text for text in shown)
+
+
+def test_a_read_only_disk_refuses_and_keeps_its_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "ro.img"
+    path.write_bytes(b"only to be read!" * 65536)
+    with (
+        vb.serve(vb.VirtioBlkDevice(), vb.ImageFile(path, read_only=True)) as served,
+        LinuxGuest().boot([VhostUserDisk(served.socket)]) as guest,
+    ):
+        assert guest.run("cat /sys/block/vda/ro").output.strip() == "1"
+        assert guest.run("dd if=/dev/zero of=/dev/vda bs=512 count=1 oflag=direct", check=False).status != 0
+        assert guest_digest(guest) == digest(path)
