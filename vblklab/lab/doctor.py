@@ -162,9 +162,23 @@ def _live() -> Rung:
 
 
 def _guest() -> Rung:
+    from ..errors import NotHere
+    from ..peer.kernels import find_kernel
+    from ..peer.programs import find_programs
+
+    title = "real Linux guest"
+    if live_missing():
+        return Rung("L3", False, "our device can serve a guest only where the live machine works", "what L2 needs", title=title)
     found = {name: _program(name) for name in ("qemu-system-x86_64", "qemu-storage-daemon")}
     why = ", ".join(f"{name} {version or 'is missing'}" for name, version in found.items())
-    return Rung("L3", False, why, "" if all(found.values()) else "apt install qemu-system-x86", title="real Linux guest", used=False)
+    if not all(found.values()):
+        return Rung("L3", False, why, "apt install qemu-system-x86", title=title)
+    try:
+        kernel = find_kernel()
+        find_programs()
+    except NotHere as missing:
+        return Rung("L3", False, f"{why}; {missing.what}", missing.remedy, title=title)
+    return Rung("L3", True, f"Linux {kernel.release} for a guest; {why}", title=title)
 
 
 def _kvm(device: str = "/dev/kvm", modules: str = "/sys/module") -> Rung:
