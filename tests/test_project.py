@@ -193,7 +193,13 @@ def test_no_file_names_a_path_of_one_machine() -> None:
 
 @pytest.mark.parametrize(
     ("line", "found"),
-    [("cd /wo" + "rk/main", True), ('"/ro' + 'ot/.cache"', True), ("/ho" + "me/ann/x", True), ("~/work/x", False), ("src/work/x", False)],
+    [
+        ("cd /wo" + "rk/main", True),
+        ('"/ro' + 'ot/.cache"', True),
+        ("/ho" + "me/ann/x", True),
+        ("~/wo" + "rk/x", False),
+        ("src/wo" + "rk/x", False),
+    ],
 )
 def test_a_path_of_one_machine_is_recognised(line: str, found: bool) -> None:
     assert bool(MACHINE_PATH.search(line)) is found

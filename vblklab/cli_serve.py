@@ -103,13 +103,7 @@ def _serve(args: argparse.Namespace) -> int:
 def _engine(name: str) -> Any:
     from . import engine
 
-    if name == "sync":
-        return engine.Sync()
-    if name == "threads":
-        return engine.Threads()
-    if name == "mmap":
-        return engine.Mapped()
-    return engine.IoUring()
+    return {"sync": engine.Sync, "threads": engine.Threads, "mmap": engine.Mapped, "io_uring": engine.IoUring}[name]()
 
 
 class _Signals:

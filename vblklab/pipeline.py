@@ -32,7 +32,7 @@ class Split:
 
 
 _PARTS: dict[str, tuple[str, tuple[str, ...], str]] = {
-    # part: side, methods or attributes it must have, an example
+    # part: side, methods or attributes it must have (one|another), an example
     "app": ("guest", ("start", "clones"), 'vb.Fio(rw="randread", iodepth=8)'),
     "iostack": ("guest", ("submit_bio",), "vb.IOStack()"),
     "driver": ("guest", ("probe", "queue_rq"), "vb.VirtioBlkDriver()"),
@@ -44,7 +44,7 @@ _PARTS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "host_iostack": ("host", ("submit_bio",), "vb.IOStack()"),
     "disk": ("host", ("open", "drive"), 'vb.Nvme(), vb.Ram(64 << 20) or vb.ImageFile("disk.img")'),
     "guest": ("guest", ("boot",), "vb.LinuxGuest(), or None for our own guest"),
-    "host": ("host", ("start",), 'vb.StorageDaemon("disk.img"), or None for our own device'),
+    "host": ("host", ("start|arguments",), 'vb.StorageDaemon("disk.img"), or None for our own device'),
 }
 _SIDES = ("guest", "host")
 """Parts that put a real system in the place of a whole side; None is ours."""
@@ -77,9 +77,7 @@ class Pipeline:
                 continue
             if isinstance(part, type) and name in ("app", "queue", "transport", "kvm", "disk", *_SIDES):
                 raise ConfigError(f"{name}={part.__name__} is a class, not a {name}", f"give for example {example}")
-            missing = [need for need in needs if not hasattr(part, need)]
-            if name == "host" and hasattr(part, "arguments"):  # a device inside the guest's own QEMU
-                missing = []
+            missing = [need for need in needs if not any(hasattr(part, one) for one in need.split("|"))]
             if missing or (name == "transport" and not isinstance(part, Mmio)):
                 raise ConfigError(f"{name}={part!r} is not a {name}", f"give for example {example}")
 

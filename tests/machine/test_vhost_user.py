@@ -188,7 +188,7 @@ def test_memory_that_shrinks_under_its_mapping_ends_the_connection_only(served: 
         talk(front_end.negotiate())
         talk(front_end.set_features(int(Feature.VERSION_1)))
         table = MEM_TABLE_HEAD.pack(1, 0) + MEM_REGION.pack(0, size, 0, 0)
-        channel.send(Message(FrontendReq.SET_MEM_TABLE, table), (memory,))
+        channel.send(Message(FrontendReq.SET_MEM_TABLE, table, (memory,)))
         talk(front_end.start_ring(0, 128, 0, 0x8000, 0x9000, 0xA000, kick=kick, call=None, err=None))
         os.ftruncate(memory, 0)
         os.eventfd_write(kick, 1)

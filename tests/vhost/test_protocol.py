@@ -59,10 +59,7 @@ class Wire:
             effect = self.back_end.answer(answer)
         sent = self.back_end.outgoing
         assert len(sent) < 2
-        if not sent:
-            return None
-        out = sent.pop()
-        return Message(out.message.request, out.message.payload, out.fds, reply=True)
+        return sent.pop() if sent else None
 
     def talk(self, front_end: FrontEnd, talk: Any) -> Any:
         try:

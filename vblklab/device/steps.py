@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 __all__ = ["STEPS", "Step", "overridden"]
@@ -30,9 +29,9 @@ _BETWEEN = ("handle_output", "serve_one", "handle_request", "operate", "end", "c
 """Not steps, but what runs them: whoever replaces one of these has replaced the path too."""
 
 
-def originals(cls: type, more: Iterable[str] = ()) -> dict[str, Any]:
+def originals(cls: type) -> dict[str, Any]:
     """The functions of ``cls`` as they were written, taken before anybody can have replaced one."""
-    return {name: cls.__dict__[name] for name in (*(step.name for step in STEPS), *_BETWEEN, *more) if name in cls.__dict__}
+    return {name: cls.__dict__[name] for name in (*(step.name for step in STEPS), *_BETWEEN) if name in cls.__dict__}
 
 
 def overridden(part: Any, written: dict[str, Any], what: str) -> list[str]:

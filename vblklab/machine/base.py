@@ -15,12 +15,24 @@ from types import FrameType
 from typing import Any, Protocol
 
 from .._version import __version__
+from ..disk import Nvme
+from ..engine import Sync
 from ..errors import ConfigError
 from ..stats import JobStat
 from ..trace.correlate import Correlator
 from ..trace.run import Run, TraceEvent
 
-__all__ = ["Recipe", "build_run", "default_vcpus", "deferred_interrupt", "fresh", "host_provenance", "memory_bytes"]
+__all__ = [
+    "Recipe",
+    "build_run",
+    "default_vcpus",
+    "deferred_interrupt",
+    "fresh",
+    "host_provenance",
+    "memory_bytes",
+    "not_simulated",
+    "real_engine",
+]
 
 
 _MEMORY_MOST = 8 << 30
@@ -48,6 +60,22 @@ class Recipe(Protocol):
 def fresh(part: Any) -> Any:
     """A part of one's own: a class is called, an instance is copied, so that nothing leaks between two boots."""
     return part() if isinstance(part, type) else copy.deepcopy(part)
+
+
+def real_engine(recipe: Recipe) -> Any:
+    """The recipe's engine where time is real: ``Sync`` for none, and in place of one that needs simulated time."""
+    engine = fresh(recipe.engine) if recipe.engine is not None else Sync()
+    return Sync() if engine.simulated_only else engine
+
+
+def not_simulated(recipe: Recipe) -> list[str]:
+    """Notes on the parts of the host side that need simulated time."""
+    notes = []
+    if getattr(recipe.engine, "simulated_only", False):
+        notes.append("engine: Sync in place of Simulated, which needs simulated time")
+    if isinstance(recipe.disk, Nvme):
+        notes.append(f"disk: the {recipe.disk.model} model needs simulated time; its bytes live in the device's memory")
+    return notes
 
 
 def default_vcpus(recipe: Recipe) -> int:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..disk import Nvme
-from ..engine import Sync
 from ..errors import ConfigError
 from ..peer import VhostUserDisk
 from ..stats import DirStat, Histogram, JobStat
 from ..trace.correlate import Correlator
 from ..trace.run import Run
-from .base import Recipe, build_run, fresh
+from .base import Recipe, build_run, fresh, not_simulated, real_engine
 from .serve import Served, serve
 
 if TYPE_CHECKING:
@@ -59,10 +57,7 @@ class LinuxVm:
             return VhostUserDisk(self._host.socket, queues=getattr(host, "queues", 1), queue_size=size)
         device = fresh(recipe.device)
         device.num_queues = device.num_queues or 1
-        engine = fresh(recipe.engine) if recipe.engine is not None else Sync()
-        if engine.simulated_only:
-            engine = Sync()
-        self.served = serve(device, recipe.disk, engine=engine, poll_us=machine.poll_us)
+        self.served = serve(device, recipe.disk, engine=real_engine(recipe), poll_us=machine.poll_us)
         return VhostUserDisk(self.served.socket, queues=device.num_queues, queue_size=size)
 
     def run(self, *, progress: Callable[[int, int | None], None] | None = None) -> Run:
@@ -106,8 +101,8 @@ class LinuxVm:
         ]
         if self.recipe.host is not None:
             notes.append(f"device, engine and disk: {self.recipe.host!r} in place of the recipe's")
-        elif isinstance(self.recipe.disk, Nvme):
-            notes.append(f"disk: the {self.recipe.disk.model} model needs simulated time; its bytes live in the device's memory")
+        else:
+            notes += not_simulated(self.recipe)
         if self.guest.accel == "tcg":
             notes.append("QEMU emulates the guest's instructions: times inside the guest say nothing about real hardware")
         return notes

@@ -11,21 +11,30 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from mmap import mmap
-from pathlib import Path
 from typing import Any
 
-from ..disk import Nvme
-from ..engine import Sync
 from ..errors import ConfigError, DeviceDied, NotHere, Stalled, VblkError
 from ..events import EVENTS, GROUPS, STEPS, WAIT, expand
 from ..guest.fio import FioTask
 from ..memory import GuestMemory, GuestPages
+from ..peer.process import wait_or_kill
 from ..spec.virtio_mmio import Reg
 from ..trace.correlate import Correlator
 from ..trace.run import Run, TraceEvent
 from ..transport import MmioTransport
-from .base import Recipe, build_run, default_vcpus, deferred_interrupt, fresh, memory_bytes
-from .live_device import ACCESS, Fds, Setup, SharedInterruptStatus, device_died, device_main, fence, recv_message, send_message
+from .base import Recipe, build_run, default_vcpus, deferred_interrupt, fresh, memory_bytes, not_simulated, real_engine
+from .live_device import (
+    ACCESS,
+    Fds,
+    Setup,
+    SharedInterruptStatus,
+    device_died,
+    device_main,
+    fence,
+    recv_message,
+    send_message,
+    start_child,
+)
 from .loop import LiveLoop, LogEntry
 
 __all__ = ["LiveMachine", "LiveVm", "live_missing"]
@@ -161,16 +170,12 @@ class LiveVm:
         vcpus = default_vcpus(recipe)
         device = fresh(recipe.device)
         device.num_queues = device.num_queues or vcpus
-        engine = fresh(recipe.engine) if recipe.engine is not None else Sync()
-        self._take_over(kvm, engine, vcpus)
-        if engine.simulated_only:
-            engine = Sync()
+        engine = real_engine(recipe)
+        self._take_over(kvm, vcpus)
         size = memory_bytes(recipe, device.num_queues, device.seg_max, recipe.queue.size)
         fds, mmio, self._control = self._open_fds(size, device.num_queues)
-        memory_map = mmap(fds.memory, size)
         words = memoryview(mmap(fds.words, 4096)).cast("I")
-        self.memory = GuestMemory(memoryview(memory_map), fence=fence)
-        self.pages = GuestPages(self.memory, 0x1000)
+        self._build_guest(fds.memory, size)
         setup = Setup(
             device,
             engine,
@@ -183,19 +188,24 @@ class LiveVm:
             not hasattr(recipe.disk, "path"),
         )
         self._start_device(setup)
-        self.loop = LiveLoop("guest:epoll_wait", trace=machine.trace)
-        self._closers.append(self.loop.close)
         status = SharedInterruptStatus(words)
         self.bus = _LiveBus(mmio, fds.kicks, status, self._dead)
         self.transport = MmioTransport(self.bus)
-        self.driver = fresh(recipe.driver)
-        self.iostack = fresh(recipe.iostack)
         self.driver.attach(self.pages, self.transport, self.iostack, queue_size=recipe.queue.size)
         irq = self.loop.add("guest irq", self._interrupts(status))
         self.loop.watch_eventfd(fds.call, irq.notify)
         self.loop.watch(self._control.fileno(), self._from_device)
 
-    def _take_over(self, kvm: Any, engine: Any, vcpus: int) -> None:
+    def _build_guest(self, memory_fd: int, size: int) -> None:
+        """Our guest but for its transport: memory, a loop, driver and block layer."""
+        self.memory = GuestMemory(memoryview(mmap(memory_fd, size)), fence=fence)
+        self.pages = GuestPages(self.memory, 0x1000)
+        self.loop = LiveLoop("guest:epoll_wait", trace=self.machine.trace)
+        self._closers.append(self.loop.close)
+        self.driver = fresh(self.recipe.driver)
+        self.iostack = fresh(self.recipe.iostack)
+
+    def _take_over(self, kvm: Any, vcpus: int) -> None:
         """Say what a live machine does in its own way; refuse nothing silently."""
         notes = self.notes
         kick = "a doorbell exit" if kvm.kick == "mmio-exit" else "an ioeventfd"
@@ -206,10 +216,7 @@ class LiveVm:
         notes.append("registers: accesses travel over a socket; InterruptStatus lies in shared memory")
         if vcpus > 1:
             notes.append(f"vCPUs: the tasks of {vcpus} vCPUs share one thread; an interrupt is taken when the tasks wait")
-        if engine.simulated_only:
-            notes.append("engine: Sync in place of Simulated, which needs simulated time")
-        if isinstance(self.recipe.disk, Nvme):
-            notes.append(f"disk: the {self.recipe.disk.model} model needs simulated time; its bytes live in the device's memory")
+        notes += not_simulated(self.recipe)
         if self.machine.device == "thread":
             notes.append("threads: kick and call include the hand-over of Python's global lock; use device='process' for wake-up times")
 
@@ -251,26 +258,16 @@ class LiveVm:
         self._explanation: list[str] = message[3]
 
     def _start_process(self, setup: Setup) -> None:
-        import cloudpickle  # classes from a notebook's cell travel by value
-
         fds = setup.fds
-        try:
-            payload = cloudpickle.dumps(setup)
-        except Exception as error:
-            raise ConfigError(
-                f"the device's half cannot travel to another process: {type(error).__name__}: {error}",
-                "make such objects in the device's attach(), or use LiveMachine(device='thread')",
-            ) from None
-        package_parent = str(Path(__file__).resolve().parent.parent.parent)
-        env = os.environ | {"PYTHONPATH": os.pathsep.join([package_parent, *filter(None, [os.environ.get("PYTHONPATH")])])}
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "vblklab.machine.live_device", str(fds.control)],
-            pass_fds=fds.all(),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the driver's half, which ends this one in order
-            env=env,
+        self._child = start_child(
+            "vblklab.machine.live_device",
+            self._control,
+            fds.control,
+            setup,
+            fds.all(),
+            what="the device's half",
+            remedy="make such objects in the device's attach(), or use LiveMachine(device='thread')",
         )
-        send_message(self._control, (sys.path, payload))
         self._close_device_ends()
 
     def _interrupts(self, status: SharedInterruptStatus) -> Steps:
@@ -368,6 +365,9 @@ class LiveVm:
         if not isinstance(size, int) or size % 512 or size <= 0:
             raise ConfigError(f"size={size!r}", "give a positive multiple of 512 bytes")
         self._check_open()
+        self._resize_device(size)
+
+    def _resize_device(self, size: int) -> None:
         send_message(self._control, ("resize", size))
         if self._receive()[0] != "ok":
             raise VblkError("the device's half did not resize its disk")
@@ -438,11 +438,7 @@ class LiveVm:
         if self._thread is not None:
             self._thread.join(10)
         if self._child is not None:
-            try:
-                self._child.wait(5)
-            except subprocess.TimeoutExpired:
-                self._child.kill()
-                self._child.wait()
+            wait_or_kill(self._child, 5)
         for closer in reversed(self._closers):
             closer()
 

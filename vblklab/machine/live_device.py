@@ -10,24 +10,39 @@ import os
 import pickle
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from mmap import mmap
+from pathlib import Path
 from typing import Any
 
 from ..device import VirtioBlkDevice
-from ..disk import Disk
-from ..errors import DeviceDied, VblkError
+from ..disk import Disk, Store
+from ..errors import ConfigError, DeviceDied, VblkError
 from ..events import WAIT
 from ..memory import GuestMemory
 from ..spec.virtio_mmio import Interrupt
 from ..transport import InterruptStatus, MmioRegisters
 from .loop import LiveLoop
 
-__all__ = ["ACCESS", "Fds", "Setup", "SharedInterruptStatus", "device_died", "device_main", "fence", "recv_message", "send_message"]
+__all__ = [
+    "ACCESS",
+    "Fds",
+    "Setup",
+    "SharedInterruptStatus",
+    "child_setup",
+    "device_died",
+    "device_main",
+    "fence",
+    "recv_message",
+    "run_device",
+    "send_message",
+    "start_child",
+]
 
 Steps = Generator[Any, int, Any]
 ACCESS = struct.Struct("<BBIQ")
@@ -181,16 +196,12 @@ def _serve(setup: Setup, control: socket.socket) -> None:
             status.clear()
             registers.reset_done()
 
-        context = loop.add("iothread", _start(device))
-        engine.attach(None, store, context.notify)
-        device.attach(engine, store.size >> 9, read_only=store.read_only, notify=notify, wake=context.notify)
+        run_device(loop, device, engine, store, notify)
         device.on_reset_done = reset_done
         device.on_needs_reset = registers.needs_reset
         device.on_config_changed = registers.config_changed
         registers.on_notify = device.kick
         registers.on_interrupt = lambda: os.eventfd_write(fds.call, 1)
-        if engine.event_fd is not None:
-            loop.watch_eventfd(engine.event_fd, context.notify)
         for number, fd in enumerate(fds.kicks):
             loop.watch_eventfd(fd, lambda number=number: device.kick(number))  # type: ignore[misc]
 
@@ -246,7 +257,7 @@ def _serve(setup: Setup, control: socket.socket) -> None:
             explanation = device.explain()
         if setup.spin_ns:
             loop.spin_ns = setup.spin_ns
-            loop.spin, loop.spin_begin, loop.spin_end = device.poll_queues, device.poll_begin, device.poll_end
+            loop.spin = device.poll_queues
         send_message(control, ("ready", store.size, store.read_only, explanation))
         while running:
             loop.turn(1.0)
@@ -258,27 +269,60 @@ def _serve(setup: Setup, control: socket.socket) -> None:
         store.close()
 
 
-def _start(device: VirtioBlkDevice) -> Steps:
-    yield WAIT
-    yield from device.run()
+def run_device(loop: LiveLoop, device: VirtioBlkDevice, engine: Any, store: Store, notify: Callable[[int], Steps]) -> None:
+    """Put a device with what lies below it into a loop, as its iothread; the loop may poll it."""
+
+    def run() -> Steps:
+        yield WAIT
+        yield from device.run()
+
+    context = loop.add("iothread", run())
+    engine.attach(None, store, context.notify)
+    device.attach(engine, store.size >> 9, read_only=store.read_only, notify=notify, wake=context.notify)
+    if engine.event_fd is not None:
+        loop.watch_eventfd(engine.event_fd, context.notify)
+    loop.spin_begin, loop.spin_end = device.poll_begin, device.poll_end
 
 
-def _main(argv: list[str]) -> None:
-    """The process: the control socket's number is the only argument, everything else comes over it."""
+def start_child(
+    module: str, control: socket.socket, number: int, setup: Any, pass_fds: tuple[int, ...], *, what: str, remedy: str
+) -> subprocess.Popen[bytes]:
+    """Run ``module`` in a fresh interpreter and send it ``setup`` by value, classes from a notebook's cell too.
+
+    ``number`` is the child's end of ``control``.  Ctrl-C is for this process, which ends the child in order.
+    """
+    import cloudpickle
+
+    try:
+        payload = cloudpickle.dumps(setup)
+    except Exception as error:
+        raise ConfigError(f"{what} cannot travel to another process: {type(error).__name__}: {error}", remedy) from None
+    package_parent = str(Path(__file__).resolve().parent.parent.parent)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([package_parent, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    command = [sys.executable, "-m", module, str(number)]
+    child = subprocess.Popen(command, pass_fds=pass_fds, stdin=subprocess.DEVNULL, start_new_session=True, env=env)
+    send_message(control, (sys.path, payload))
+    return child
+
+
+def child_setup(argv: list[str], refuse: Callable[[Exception], tuple[Any, ...]]) -> Any:
+    """In the child: what ``start_child`` sent; None if it is gone, or if ``refuse``'s message told it that this cannot be made here."""
     control = socket.socket(fileno=int(argv[0]))
     try:
         path, payload = recv_message(control)
     except EOFError:
-        return  # the driver's half had to give up
+        return None
     sys.path[:] = path
     try:
         setup = pickle.loads(payload)
     except Exception as error:
-        send_message(control, ("error", _portable(error), traceback.format_exc()))
-        return
+        send_message(control, refuse(error))
+        return None
     control.detach()
-    device_main(setup)
+    return setup
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1:])
+    _setup = child_setup(sys.argv[1:], lambda error: ("error", _portable(error), traceback.format_exc()))
+    if _setup is not None:
+        device_main(_setup)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import queue
 import shutil
 import signal
@@ -16,16 +15,17 @@ import traceback
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..disk import Disk, Ram
 from ..engine import Sync
 from ..errors import ConfigError, DeviceDied, VblkError
+from ..peer.disks import vhost_user_blk
+from ..peer.process import wait_or_kill
 from ..vhost.channel import listen
 from .base import fresh
 from .live import live_missing
-from .live_device import recv_message, send_message
+from .live_device import child_setup, recv_message, send_message, start_child
 from .loop import LogEntry
 from .vhost_server import VhostServer
 
@@ -51,8 +51,7 @@ def qemu_arguments(path: str, *, queues: int = 1, queue_size: int = 128, memory:
     """QEMU's arguments for a disk behind the vhost-user socket at ``path``; its memory must be shared."""
     return [
         *("-m", memory, "-object", f"memory-backend-memfd,id=mem,size={memory},share=on", "-machine", "memory-backend=mem"),
-        *("-chardev", f"socket,id=vblk,path={path},reconnect=1"),
-        *("-device", f"vhost-user-blk-pci,chardev=vblk,num-queues={queues},queue-size={queue_size}"),
+        *vhost_user_blk("vblk", path, queues=queues, queue_size=queue_size, more="reconnect=1"),
     ]
 
 
@@ -117,7 +116,6 @@ class Served:
         self.socket = path or os.path.join(str(self._folder), "disk.sock")
         self.lines: list[str] = []
         self.exceptions: list[str] = []
-        self.log: list[LogEntry] = []
         self._control: socket.socket | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
@@ -195,25 +193,15 @@ class Served:
         self._reader.start()
 
     def _spawn(self, control: socket.socket, setup: _Setup) -> Any:
-        import cloudpickle  # classes from a notebook's cell travel by value
-
-        try:
-            payload = cloudpickle.dumps(setup)
-        except Exception as error:
-            raise ConfigError(
-                f"the device cannot travel to another process: {type(error).__name__}: {error}",
-                'make such objects in its attach(), or serve with where="thread"',
-            ) from None
-        package_parent = str(Path(__file__).resolve().parent.parent.parent)
-        env = os.environ | {"PYTHONPATH": os.pathsep.join([package_parent, *filter(None, [os.environ.get("PYTHONPATH")])])}
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "vblklab.machine.serve", str(setup.control)],
-            pass_fds=(setup.control, setup.listener),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            env=env,
+        self._child = start_child(
+            "vblklab.machine.serve",
+            control,
+            setup.control,
+            setup,
+            (setup.control, setup.listener),
+            what="the device",
+            remedy='make such objects in its attach(), or serve with where="thread"',
         )
-        send_message(control, (sys.path, payload))
         return recv_message(control)
 
     def kill(self) -> None:
@@ -235,11 +223,7 @@ class Served:
             except VblkError:
                 pass
         if self._child is not None:
-            try:
-                self._child.wait(_END_S)
-            except subprocess.TimeoutExpired:
-                self._child.kill()
-                self._child.wait()
+            wait_or_kill(self._child, _END_S)
         self._gone()
         self._listener.close()
         self._finalizer()
@@ -398,22 +382,11 @@ def _command(server: VhostServer, control: socket.socket, tell: Callable[..., No
     tell("answer", value)
 
 
-def _main(argv: list[str]) -> None:
-    """The process: the control socket's number is the only argument, everything else comes over it."""
-    control = socket.socket(fileno=int(argv[0]))
-    try:
-        path, payload = recv_message(control)
-    except EOFError:
-        return
-    sys.path[:] = path
-    try:
-        setup = pickle.loads(payload)
-    except Exception as error:
-        send_message(control, ("error", ConfigError(f"the device cannot be made in the serving process: {type(error).__name__}: {error}")))
-        return
-    control.detach()
-    _serve_setup(setup)
+def _cannot_be_made(error: Exception) -> tuple[str, ConfigError]:
+    return "error", ConfigError(f"the device cannot be made in the serving process: {type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1:])
+    _received = child_setup(sys.argv[1:], _cannot_be_made)
+    if _received is not None:
+        _serve_setup(_received)

@@ -12,10 +12,10 @@ from typing import Any
 from ..device import VirtioBlkDevice
 from ..disk import Store
 from ..errors import BadAddress, VblkError, VhostUserError, VirtioError
-from ..events import WAIT
 from ..ring import SplitDevice, SplitLayout
 from ..spec.vhost_user import BackendReq, ProtocolFeature
 from ..spec.virtio import Feature
+from ..spec.virtio_ring import avail_ring_bytes, desc_table_bytes, used_ring_bytes
 from ..vhost.back_end import BackEnd
 from ..vhost.channel import Channel, Closed
 from ..vhost.codec import Message
@@ -34,7 +34,7 @@ from ..vhost.effects import (
 )
 from ..vhost.inflight import InflightQueue, region_bytes
 from ..vhost.memory_table import MemoryTable, map_shared
-from .live_device import fence
+from .live_device import fence, run_device
 from .loop import LiveLoop
 
 __all__ = ["VhostServer"]
@@ -73,16 +73,11 @@ class VhostServer:
         self._session: _Session | None = None
         self._leaving = False  # a connection ended and the device still works for it
         self.counts = dict.fromkeys(("connections", "kicks", "notifies", "requests", "queue errors"), 0)
-        context = self.loop.add("iothread", _after_start(device))
-        engine.attach(None, store, context.notify)
-        device.attach(engine, store.size >> 9, read_only=store.read_only, notify=self._notify, wake=context.notify)
+        run_device(self.loop, device, engine, store, self._notify)
         device.on_reset_done = self._reset_done
         device.on_needs_reset = self._broken
         device.on_config_changed = self._config_changed
-        if engine.event_fd is not None:
-            self.loop.watch_eventfd(engine.event_fd, context.notify)
         self._explanation = self._choose_path(path, trace)
-        self.loop.spin_begin, self.loop.spin_end = device.poll_begin, device.poll_end
         listener.setblocking(False)
         self.loop.watch(listener.fileno(), self._accept)
 
@@ -91,12 +86,8 @@ class VhostServer:
             return ["plain path: trace points are recorded"]
         if path == "plain":
             return ["plain path: asked for"]
-        self.device.batch_path(self._call_batch, fast="auto" if path == "auto" else "off")
+        self.device.batch_path(self._call, fast="auto" if path == "auto" else "off")
         return self.device.explain()
-
-    def _call_batch(self, queue: int) -> None:
-        self.counts["notifies"] += 1
-        self.call(queue)
 
     # -- running -----------------------------------------------------------------------------------------------------------------
 
@@ -182,13 +173,13 @@ class VhostServer:
 
     def _notify(self, queue: int) -> Steps:
         """``virtio_notify()``: the call eventfd; what the front-end makes of it is not seen here."""
-        self.counts["notifies"] += 1
         yield ("virtio_notify_irqfd", queue)
-        self.call(queue)
+        self._call(queue)
         yield ("kvm_set_irq", queue, 1)
 
-    def call(self, queue: int) -> None:
+    def _call(self, queue: int) -> None:
         """Write the call eventfd, if there is one."""
+        self.counts["notifies"] += 1
         fd = self._session.fds["call"].get(queue) if self._session is not None else None
         if fd is not None:
             _signal(fd)
@@ -206,18 +197,11 @@ class VhostServer:
             self._session.config_changed()
 
 
-def _after_start(device: VirtioBlkDevice) -> Steps:
-    yield WAIT
-    yield from device.run()
-
-
 def _signal(fd: int) -> None:
     try:
         os.write(fd, b"\1\0\0\0\0\0\0\0")
-    except BlockingIOError:
-        pass  # its counter is full: it is signalled
     except OSError:
-        pass  # no eventfd after all; nobody can be told
+        pass  # its counter is full, so it is signalled; or it is no eventfd after all, and nobody can be told
 
 
 class _Session:
@@ -232,17 +216,19 @@ class _Session:
         self.table = MemoryTable(fence)
         self.rings: dict[int, SplitDevice] = {}
         self.fds: dict[str, dict[int, int]] = {"kick": {}, "call": {}, "err": {}}
-        self.polled = False
         self._inflight: memoryview | None = None
         self._inflight_size = 0
         self._own: Channel | None = None  # the back-end's own channel
         self._since: float | None = None  # when the front-end last owed us something
-        self._stopping: set[int] = set()
-        self._then: Callable[[], None] | None = None  # what goes on when the rings have stopped
         self._counted: dict[int, int] = {}
         self._closed = False
         self._watching = False
         self._watch(True)
+
+    @property
+    def polled(self) -> bool:
+        """Whether a ring has no kick eventfd and must be looked at."""
+        return any(ring not in self.fds["kick"] for ring in self.rings)
 
     # -- the socket --------------------------------------------------------------------------------------------------------------
 
@@ -293,10 +279,8 @@ class _Session:
         for fd in back_end.discarded:
             os.close(fd)
         back_end.discarded.clear()
-        for one in back_end.outgoing:
-            self.channel.send(one.message, one.fds)
-            for fd in one.fds if not self.channel.unsent else ():
-                os.close(fd)
+        for message in back_end.outgoing:
+            self.channel.send(message, close=True)
         back_end.outgoing.clear()
 
     def _refuse(self, error: Exception) -> None:
@@ -406,7 +390,12 @@ class _Session:
         features = self.back_end.features
         size = vring.size
         try:
-            layout = SplitLayout(size, gpa(vring.desc, 16 * size), gpa(vring.avail, 6 + 2 * size), gpa(vring.used, 6 + 8 * size))
+            layout = SplitLayout(
+                size,
+                gpa(vring.desc, desc_table_bytes(size)),
+                gpa(vring.avail, avail_ring_bytes(size)),
+                gpa(vring.used, used_ring_bytes(size)),
+            )
         except BadAddress as error:
             raise VhostUserError(f"ring {number} lies outside the memory table: {error.what}") from None
         (used_idx,) = struct.unpack("<H", memory.read(layout.used + 2, 2))
@@ -430,7 +419,6 @@ class _Session:
         )
         self.rings[number] = ring
         self._counted[number] = used_idx
-        self.polled = any(ring not in self.fds["kick"] for ring in self.rings)
         self.device.start_queue(number, ring, resubmit=heads)
 
     def _stop_ring(self, number: int) -> Any:
@@ -441,7 +429,6 @@ class _Session:
                 return
             self.count()
             del self.rings[number]
-            self.polled = any(ring not in self.fds["kick"] for ring in self.rings)
             self._resume(ring.last_avail_idx)
 
         self.device.stop_queue(number, stopped)
@@ -485,10 +472,7 @@ class _Session:
     # -- the back-end's own channel ----------------------------------------------------------------------------------------------
 
     def _set_channel(self, fd: int) -> None:
-        if self._own is not None:
-            self.loop.unwatch(self._own.fileno())
-            self._own.close()
-            self._own = None
+        self._close_own()
         try:
             sock = socket.socket(fileno=fd)
         except OSError as error:
@@ -506,6 +490,10 @@ class _Session:
                 for fd in message.fds:
                     os.close(fd)
         except VhostUserError:
+            self._close_own()
+
+    def _close_own(self) -> None:
+        if self._own is not None:
             self.loop.unwatch(self._own.fileno())
             self._own.close()
             self._own = None
@@ -537,9 +525,7 @@ class _Session:
         self.channel.close()
         for fd in self.back_end.discarded:
             os.close(fd)
-        if self._own is not None:
-            self.loop.unwatch(self._own.fileno())
-            self._own.close()
+        self._close_own()
         for which, fds in self.fds.items():
             for fd in fds.values():
                 if which == "kick":

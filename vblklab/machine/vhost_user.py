@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from mmap import mmap
 from typing import Any
 
-from ..disk import Nvme
-from ..engine import Sync
-from ..errors import ConfigError, DeviceDied, NotHere, VblkError, VhostUserError
-from ..memory import GuestMemory, GuestPages
+from ..errors import DeviceDied, NotHere, VblkError, VhostUserError
 from ..vhost.channel import Channel, connect
 from ..vhost.effects import Region
 from ..vhost.transport import VhostUserTransport
-from .base import Recipe, default_vcpus, fresh, memory_bytes
+from .base import Recipe, default_vcpus, fresh, memory_bytes, not_simulated, real_engine
 from .live import LiveMachine, LiveVm, live_missing
-from .live_device import fence
-from .loop import LiveLoop
 from .serve import Served, serve
 
 __all__ = ["VhostUserBackend", "VhostUserMachine", "VhostUserVm"]
@@ -61,7 +55,7 @@ class VhostUserMachine(LiveMachine):
         missing = live_missing()
         if missing:
             raise NotHere(missing)
-        if getattr(recipe, "guest", None) is not None:
+        if recipe.guest is not None:
             from .linux_vm import LinuxVm
 
             return LinuxVm(self, recipe)
@@ -75,11 +69,10 @@ class VhostUserVm(LiveVm):
 
     def _build(self) -> None:
         recipe, machine = self.recipe, self.machine
-        host = getattr(recipe, "host", None)
+        host = recipe.host
         device = fresh(recipe.device)
         device.num_queues = device.num_queues or default_vcpus(recipe)
         self._served: Served | None = None
-        self._before: dict[str, int] = {}
         if host is None:
             path = self._serve(device)
         else:
@@ -92,12 +85,7 @@ class VhostUserVm(LiveVm):
         fd = os.memfd_create("vblklab-guest", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
         self._closers.append(lambda: os.close(fd))
         os.ftruncate(fd, size)
-        self.memory = GuestMemory(memoryview(mmap(fd, size)), fence=fence)
-        self.pages = GuestPages(self.memory, 0x1000)
-        self.loop = LiveLoop("guest:epoll_wait", trace=machine.trace)
-        self._closers.append(self.loop.close)
-        self.driver = fresh(recipe.driver)
-        self.iostack = fresh(recipe.iostack)
+        self._build_guest(fd, size)
         channel = Channel(connect(path, machine.stall_s))
         regions = (Region(0, size, _USER, 0, fd),)
         try:
@@ -115,23 +103,18 @@ class VhostUserVm(LiveVm):
 
     def _serve(self, device: Any) -> str:
         recipe, machine = self.recipe, self.machine
-        engine = fresh(recipe.engine) if recipe.engine is not None else Sync()
-        if engine.simulated_only:
-            engine = Sync()
-        self._served = served = serve(device, recipe.disk, engine=engine, poll_us=machine.poll_us, trace=machine.trace)
+        self._served = served = serve(device, recipe.disk, engine=real_engine(recipe), poll_us=machine.poll_us, trace=machine.trace)
         self._closers.append(served.close)
         return served.socket
 
     def _note(self) -> None:
-        recipe, notes = self.recipe, self.notes
+        notes = self.notes
         notes.append("transport: a vhost-user connection in place of virtio-mmio; there are no registers to trap")
         notes.append("kick and call: eventfds; this machine has no trap and nothing is injected")
         if self._host is not None:
             notes.append(f"device, engine and disk: {self._host!r} in place of the recipe's; its trace points cannot be seen from here")
-        elif isinstance(recipe.disk, Nvme):
-            notes.append(f"disk: the {recipe.disk.model} model needs simulated time; its bytes live in the device's memory")
-        if recipe.engine is not None and getattr(recipe.engine, "simulated_only", False):
-            notes.append("engine: Sync in place of Simulated, which needs simulated time")
+        else:
+            notes += not_simulated(self.recipe)
 
     def _watch_call(self, queue: int, fd: int) -> None:
         def called() -> None:
@@ -163,22 +146,10 @@ class VhostUserVm(LiveVm):
         counts = self._served.counters()
         self._result = (self._served.take_log(), {"notifies": counts["notifies"]})
 
-    def resize(self, size: int) -> None:
-        """Give the disk another size in bytes; the device tells the driver."""
-        if not isinstance(size, int) or size % 512 or size <= 0:
-            raise ConfigError(f"size={size!r}", "give a positive multiple of 512 bytes")
-        self._check_open()
+    def _resize_device(self, size: int) -> None:
         if self._served is None:
             raise VblkError(f"{self._host!r} cannot be resized from here", "resize it with its own tools")
         self._served.resize(size)
-
-    def close(self) -> None:
-        """Hang up, end the back-end if it is ours, give everything back."""
-        if self._closed:
-            return
-        self._closed = True
-        for closer in reversed(self._closers):
-            closer()
 
     def _title(self) -> str:
         return f"VhostUserMachine (live) · our driver, {'our device' if self._host is None else type(self._host).__name__}"

@@ -10,8 +10,10 @@ from typing import Protocol
 
 from ..errors import ConfigError
 
-__all__ = ["GuestDisk", "QemuDisk", "VhostUserDisk"]
+__all__ = ["AIO", "GuestDisk", "QemuDisk", "VhostUserDisk", "escaped", "vhost_user_blk"]
 
+AIO = ("threads", "native", "io_uring")
+"""How QEMU reads and writes an image."""
 _CACHE = {  # QEMU's cache modes: (write-cache of the device, O_DIRECT, flushes ignored)
     "writeback": (True, False, False),
     "none": (True, True, False),
@@ -60,9 +62,8 @@ class VhostUserDisk:
     def arguments(self, number: int, qemu: tuple[int, ...]) -> list[str]:
         """A socket chardev and the device over it."""
         again = f"reconnect-ms={self.reconnect_s * 1000}" if qemu >= (9, 2) else f"reconnect={self.reconnect_s}"
-        chardev = f"socket,id=vu{number},path={_escaped(self.socket)}" + (f",{again}" if self.reconnect_s else "")
-        device = f"vhost-user-blk-pci,id=disk{number},chardev=vu{number},num-queues={self.queues},queue-size={self.queue_size}"
-        return ["-chardev", chardev, "-device", device]
+        more = again if self.reconnect_s else ""
+        return vhost_user_blk(f"disk{number}", self.socket, queues=self.queues, queue_size=self.queue_size, more=more)
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ class QemuDisk:
         _check_queues(self, self.queues, self.queue_size)
         if self.cache not in _CACHE:
             raise ConfigError(f"QemuDisk cache={self.cache!r}", f"use one of {', '.join(_CACHE)}")
-        if self.aio not in ("threads", "native", "io_uring"):
-            raise ConfigError(f"QemuDisk aio={self.aio!r}", "use threads, native or io_uring")
+        if self.aio not in AIO:
+            raise ConfigError(f"QemuDisk aio={self.aio!r}", f"use one of {', '.join(AIO)}")
         if self.aio == "native" and not _CACHE[self.cache][1]:
             raise ConfigError(f"QemuDisk aio='native' with cache={self.cache!r}", "use cache='none' or 'directsync'")
         if self.poll_us is not None and (self.poll_us < 0 or not self.iothread):
@@ -131,5 +132,12 @@ def _check_queues(disk: object, queues: int, queue_size: int) -> None:
         raise ConfigError(f"{disk}: queue_size={queue_size}", "give a power of 2 from 4 to 1024, as QEMU takes it")
 
 
-def _escaped(path: str | Path) -> str:
+def vhost_user_blk(name: str, socket: str | Path, *, queues: int, queue_size: int, more: str = "") -> list[str]:
+    """A socket chardev, with ``more`` options, and the device over it; both are called ``name``."""
+    chardev = f"socket,id={name},path={escaped(socket)}" + (f",{more}" if more else "")
+    return ["-chardev", chardev, "-device", f"vhost-user-blk-pci,id={name},chardev={name},num-queues={queues},queue-size={queue_size}"]
+
+
+def escaped(path: str | Path) -> str:
+    """A path as the value of an option of QEMU's."""
     return str(path).replace(",", ",,")

@@ -17,13 +17,11 @@ from ..errors import ConfigError, NotHere
 from .elf import modinfo
 from .folders import SET_UP, cache_folder
 
-__all__ = ["CACHED_MODULES", "MODULES", "Kernel", "find_kernel", "kernels", "release_of"]
+__all__ = ["MODULES", "Kernel", "find_kernel", "kernels", "release_of"]
 
 MODULES = ("virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_console", "crc32c_generic", "ext4")
 """What every guest loads, with everything that these need."""
 _NEEDED = {"virtio_pci": "the bus of its disks", "virtio_blk": "the driver of its disks", "virtio_console": "the way to its commands"}
-CACHED_MODULES = (*MODULES, "bfq", "kyber_iosched", "mq_deadline", "null_blk", "loop", "xfs", "btrfs", "dm_mod", "virtio_net")
-"""What a cached kernel keeps: these can be asked for with ``LinuxGuest(modules=...)``."""
 
 _SUFFIXES = ("", ".gz", ".xz", ".zst")
 _FLAVOURS = (("cloud", re.compile(r"-cloud-amd64$")), ("generic", re.compile(r"-(amd64|generic)$")))
@@ -172,12 +170,12 @@ def find_kernel(wanted: str = "auto") -> Kernel:
     if "/" in wanted:
         return _by_path(Path(wanted).expanduser())
     found = kernels()
-    cloud = [each for each in found if each.flavour == "cloud"]
+    clouds = sorted((each for each in found if each.flavour == "cloud"), key=lambda each: each.version[:2])
     match wanted:
         case "auto":
-            fits = [min(cloud, key=lambda each: each.version[:2])] if cloud else found
+            fits = clouds or found
         case "cloud":
-            fits = [min(cloud, key=lambda each: each.version[:2])] if cloud else []
+            fits = clouds
         case "generic":
             fits = [each for each in found if each.flavour == "generic"]
         case _:

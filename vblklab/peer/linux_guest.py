@@ -18,7 +18,7 @@ from .kernels import Kernel, find_kernel
 from .process import Printing
 from .programs import find_programs
 from .qemu import ACCELS, Qemu, find_qemu, kvm_refused, remembered
-from .vm import GuestVm, Listener, boot_ended
+from .vm import GuestVm, Listener
 
 __all__ = ["LinuxGuest"]
 
@@ -133,7 +133,7 @@ class LinuxGuest:
         except BaseException:
             vm.close()
             raise
-        boot_ended(listener)
+        listener.ready()
         return vm
 
     def _command_line(self, accel: str) -> str:

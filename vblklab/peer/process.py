@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 
-__all__ = ["Printing", "die_with_parent"]
+__all__ = ["Printing", "die_with_parent", "wait_or_kill"]
 
 _LAUNCH = """\
 import ctypes, os, signal, sys
@@ -26,6 +26,15 @@ def die_with_parent(arguments: Sequence[str]) -> list[str]:
     The thread, not the process: start it from one that lives as long as the child may.
     """
     return [sys.executable, "-ISc", _LAUNCH, str(os.getpid()), *arguments]
+
+
+def wait_or_kill(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait for the end of a process that was asked to end; SIGKILL if it takes longer."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 class Printing:

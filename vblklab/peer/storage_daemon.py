@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
@@ -14,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError, DiskError, NotHere, VblkError
+from .disks import AIO, escaped
+from .process import die_with_parent, wait_or_kill
 
 __all__ = ["RunningDaemon", "StorageDaemon"]
 
-_PR_SET_PDEATHSIG = 1
 _START_S, _END_S = 10.0, 5.0
-AIO = ("threads", "native", "io_uring")
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,9 @@ class StorageDaemon:
     def arguments(self, path: str) -> list[str]:
         """The command line after the program's name; the device listens at ``path``."""
         direct, writable = "on" if self.cache_direct else "off", "on" if self.writable else "off"
-        image = self.image.replace(",", ",,")
         export = f"vhost-user-blk,id=export,node-name=disk,addr.type=unix,addr.path={path},num-queues={self.queues},writable={writable}"
-        node = (
-            f"driver=file,node-name=disk,filename={image},aio={self.aio},cache.direct={direct},read-only={'off' if self.writable else 'on'}"
-        )
+        read_only = "off" if self.writable else "on"
+        node = f"driver=file,node-name=disk,filename={escaped(self.image)},aio={self.aio},cache.direct={direct},read-only={read_only}"
         if self.poll_max_ns is None:
             return ["--blockdev", node, "--export", export]
         thread = f"iothread,id=thread,poll-max-ns={self.poll_max_ns}"
@@ -81,12 +78,11 @@ class RunningDaemon:
         try:
             with self._errors.open("wb") as errors:
                 self._process = subprocess.Popen(
-                    [program, *daemon.arguments(self.socket)],
+                    die_with_parent([program, *daemon.arguments(self.socket)]),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=errors,
                     start_new_session=True,
-                    preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, no lock
                 )
             self._wait()
         except BaseException:
@@ -121,13 +117,5 @@ class RunningDaemon:
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(_END_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            wait_or_kill(process, _END_S)
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

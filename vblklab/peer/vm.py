@@ -20,7 +20,7 @@ from .ftrace import EVENTS, KPROBES, ClockPair, Ftrace, clock_pairs
 from .process import Printing
 from .real_fio import run_fio
 
-__all__ = ["Completed", "GuestVm", "Listener", "boot_ended"]
+__all__ = ["Completed", "GuestVm", "Listener"]
 
 _MILESTONES = (
     (0.05, "QEMU runs", ""),
@@ -69,15 +69,10 @@ class Listener:
         self._tail = self._tail[-200:]
 
     def ready(self) -> None:
-        """The last milestone."""
+        """The boot is over: the last milestone."""
         self._left.clear()
         if self._progress is not None:
             self._progress(1.0, "the guest takes commands")
-
-
-def boot_ended(listener: Listener) -> None:
-    """The boot is over: no more milestones come."""
-    listener.ready()
 
 
 class GuestVm:

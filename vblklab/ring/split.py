@@ -25,6 +25,7 @@ from ..spec.virtio_ring import (
     DESC,
     DESC_ALIGN,
     DESC_BYTES,
+    DESC_TABLE_OF_THREE,
     MAX_SIZE,
     USED_ALIGN,
     USED_ELEM,
@@ -106,7 +107,7 @@ def _table(entries: int) -> Struct:
 
 
 _TABLES = [_table(entries) for entries in range(10)]
-_unpack_three = _TABLES[3].unpack_from
+_unpack_three = DESC_TABLE_OF_THREE.unpack_from
 
 
 class SplitDriver:

@@ -230,5 +230,5 @@ def _counters_line(counters: Mapping[str, int]) -> str:
     return ", ".join(
         f"{name.replace('_', ' ')} {counters[name]:,}"
         for name in names
-        if counters.get(name) or name in counters.keys() & {"kicks", "interrupts"}
+        if name in counters and (counters[name] or name in ("kicks", "interrupts"))
     )

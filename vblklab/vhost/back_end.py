@@ -10,7 +10,7 @@ Source: QEMU's docs/interop/vhost-user.rst; ring states are its section "Ring st
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 from ..errors import VhostUserError
@@ -34,7 +34,7 @@ from ..spec.vhost_user import (
     ProtocolFeature,
 )
 from ..spec.virtio import Feature, Status
-from .codec import Message, name_of
+from .codec import SPOKEN, Message, name_of
 from .effects import (
     AnswerInflight,
     Effect,
@@ -51,18 +51,7 @@ from .effects import (
     check_regions,
 )
 
-__all__ = ["OFFERED", "BackEnd", "ConfigDevice", "Outgoing", "Vring"]
-
-OFFERED = (
-    ProtocolFeature.MQ
-    | ProtocolFeature.REPLY_ACK
-    | ProtocolFeature.BACKEND_REQ
-    | ProtocolFeature.CONFIG
-    | ProtocolFeature.INFLIGHT_SHMFD
-    | ProtocolFeature.RESET_DEVICE
-    | ProtocolFeature.CONFIGURE_MEM_SLOTS
-    | ProtocolFeature.STATUS
-)
+__all__ = ["BackEnd", "ConfigDevice", "Vring"]
 
 
 class ConfigDevice(Protocol):
@@ -96,14 +85,6 @@ class Vring:
 Handling = Generator[Effect, Any, "bytes | None"]
 
 
-@dataclass(slots=True)
-class Outgoing:
-    """A message to send; its fds are closed afterwards."""
-
-    message: Message
-    fds: tuple[int, ...] = ()
-
-
 @dataclass(frozen=True, slots=True)
 class _Rule:
     """How a message must look: payload bytes (None: the handler checks), fds, the protocol feature it belongs to."""
@@ -114,19 +95,20 @@ class _Rule:
     needs: int = 0
 
 
-@dataclass
 class BackEnd:
-    """One connection, from the first message to the last."""
+    """One connection, from the first message to the last.
 
-    device: ConfigDevice
-    offered: int = int(OFFERED)
-    extra_features: int = int(Feature.RING_RESET)
-    vrings: list[Vring] = field(default_factory=list)
-    outgoing: list[Outgoing] = field(default_factory=list)
-    discarded: list[int] = field(default_factory=list)
+    ``outgoing`` are replies to send, whose file descriptors are to be closed once they are sent; ``discarded`` are file descriptors
+    that nobody took.
+    """
 
-    def __post_init__(self) -> None:
-        self.vrings = [Vring() for _ in range(self.device.num_queues)]
+    extra_features = int(Feature.RING_RESET)
+
+    def __init__(self, device: ConfigDevice) -> None:
+        self.device = device
+        self.vrings = [Vring() for _ in range(device.num_queues)]
+        self.outgoing: list[Message] = []
+        self.discarded: list[int] = []
         self.regions: tuple[Region, ...] = ()
         self.protocol = 0
         self.features = 0
@@ -187,7 +169,7 @@ class BackEnd:
             return None
 
     def _send(self, payload: bytes, fds: tuple[int, ...] = ()) -> None:
-        self.outgoing.append(Outgoing(Message(self._message.request, payload, reply=True), fds))
+        self.outgoing.append(Message(self._message.request, payload, fds, reply=True))
 
     def _check(self, message: Message, rule: _Rule) -> None:
         name = name_of(message.request)
@@ -228,13 +210,13 @@ class BackEnd:
         return None
 
     def _get_protocol_features(self, message: Message) -> Handling:
-        return U64.pack(self.offered)
+        return U64.pack(SPOKEN)
         yield
 
     def _set_protocol_features(self, message: Message) -> Handling:
         (bits,) = U64.unpack(message.payload)
-        if bits & ~self.offered:
-            raise VhostUserError(f"SET_PROTOCOL_FEATURES has bits that were not offered: {bits & ~self.offered:#x}")
+        if bits & ~SPOKEN:
+            raise VhostUserError(f"SET_PROTOCOL_FEATURES has bits that were not offered: {bits & ~SPOKEN:#x}")
         self.protocol = bits
         return None
         yield

@@ -31,7 +31,7 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.decoder = Decoder()
-        self._out: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._out: deque[tuple[bytes, tuple[int, ...], bool]] = deque()  # bytes, their fds, whether those are closed then
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -65,16 +65,16 @@ class Channel:
         for fd in message.fds if message is not None else ():
             os.close(fd)
 
-    def send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
-        """Queue a message and send what can be sent."""
-        self._out.append((encode(message), fds))
+    def send(self, message: Message, *, close: bool = False) -> None:
+        """Queue a message and send what can be sent; ``close`` its file descriptors when they have gone."""
+        self._out.append((encode(message), message.fds, close))
         self.flush()
 
     def flush(self) -> bool:
         """Send what waits; True if nothing is left.  The file descriptors of a message go with its first byte."""
         out = self._out
         while out:
-            data, fds = out[0]
+            data, fds, close = out[0]
             try:
                 sent = socket.send_fds(self.sock, [data], list(fds)) if fds else self.sock.send(data)
             except (BlockingIOError, InterruptedError):
@@ -83,10 +83,12 @@ class Channel:
                 raise VhostUserError("the other end does not read") from None
             except OSError as error:
                 raise Closed(f"the connection broke: {error.strerror}") from None
+            for fd in fds if close else ():
+                os.close(fd)
             if sent == len(data):
                 out.popleft()
             else:
-                out[0] = data[sent:], ()
+                out[0] = data[sent:], (), False
         return True
 
     @property
@@ -95,8 +97,9 @@ class Channel:
         return bool(self._out)
 
     def close(self) -> None:
-        for fd in self.decoder.discard():
+        for fd in (*self.decoder.discard(), *(fd for _, fds, close in self._out if close for fd in fds)):
             os.close(fd)
+        self._out.clear()
         self.sock.close()
 
 
@@ -105,7 +108,7 @@ def drive(channel: Channel, front_end: FrontEnd, talk: Talk) -> Any:
     try:
         message = next(talk)
         while True:
-            channel.send(message, message.fds)
+            channel.send(message)
             reply = None
             if front_end.expects(message):
                 while reply is None:

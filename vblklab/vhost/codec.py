@@ -20,9 +20,22 @@ from ..spec.vhost_user import (
     VERSION_MASK,
     BackendReq,
     FrontendReq,
+    ProtocolFeature,
 )
 
-__all__ = ["Decoder", "Message", "encode", "name_of"]
+__all__ = ["SPOKEN", "Decoder", "Message", "encode", "name_of"]
+
+SPOKEN = int(
+    ProtocolFeature.MQ
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.CONFIG
+    | ProtocolFeature.INFLIGHT_SHMFD
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.STATUS
+)
+"""The protocol features that both ends have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +71,9 @@ class Decoder:
     """
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._head = bytearray()
         self._payload = bytearray()
         self._size = -1  # payload bytes of the message being read, -1 before its header is whole
@@ -95,7 +111,7 @@ class Decoder:
             return None
         flags = self._flags
         message = Message(self._request, bytes(self._payload), tuple(self._fds), bool(flags & FLAG_REPLY), bool(flags & FLAG_NEED_REPLY))
-        self.__init__()  # type: ignore[misc]
+        self._begin()
         return message
 
     def discard(self) -> list[int]:

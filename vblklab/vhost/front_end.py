@@ -26,22 +26,12 @@ from ..spec.vhost_user import (
     FrontendReq,
     ProtocolFeature,
 )
-from .codec import Message, name_of
+from .codec import SPOKEN, Message, name_of
 from .effects import Region
 
-__all__ = ["WANTED", "FrontEnd", "Talk"]
+__all__ = ["FrontEnd", "Talk"]
 
 Talk = Generator[Message, "Message | None", Any]
-WANTED = (
-    ProtocolFeature.MQ
-    | ProtocolFeature.REPLY_ACK
-    | ProtocolFeature.BACKEND_REQ
-    | ProtocolFeature.CONFIG
-    | ProtocolFeature.INFLIGHT_SHMFD
-    | ProtocolFeature.RESET_DEVICE
-    | ProtocolFeature.CONFIGURE_MEM_SLOTS
-    | ProtocolFeature.STATUS
-)
 _ANSWERED = frozenset(
     (
         FrontendReq.GET_FEATURES,
@@ -59,7 +49,7 @@ _ANSWERED = frozenset(
 class FrontEnd:
     """One connection to a vhost-user device."""
 
-    def __init__(self, wanted: int = int(WANTED)) -> None:
+    def __init__(self, wanted: int = SPOKEN) -> None:
         self.wanted = wanted
         self.offered = 0
         self.protocol = 0
