@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +11,8 @@ import pytest
 import vblklab as vb
 from vblklab.machine.serve import Served
 from vblklab.peer.storage_daemon import StorageDaemon
-from vblklab.spec.vhost_user import F_PROTOCOL_FEATURES, HEADER, MEM_REGION, MEM_TABLE_HEAD, U64, FrontendReq
-from vblklab.spec.virtio import Feature
-from vblklab.vhost.channel import Channel, connect, drive
-from vblklab.vhost.codec import Message, encode
-from vblklab.vhost.front_end import FrontEnd
+
+from .raw_front_end import is_served
 
 VERIFY_JOB = {
     "rw": "randrw",
@@ -99,106 +95,10 @@ def test_a_daemon_that_cannot_start_says_why(tmp_path: Path) -> None:
         StorageDaemon(str(tmp_path)).start()
 
 
-# -- front-ends that mean no good ----------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     with vb.serve(vb.VirtioBlkDevice(), vb.Ram(1 << 20)) as served:
         yield served
-
-
-def is_served(served: Served) -> None:
-    """A new front-end is served at once, and completely."""
-    job = vb.Fio(rw="randread", bs=4096, iodepth=4, number_ios=20)
-    run = vb.Pipeline(app=job, host=vb.VhostUserBackend(served.socket)).run(vb.VhostUserMachine(trace=False, stall_s=10))
-    assert run.ios == 20 and not run.errors
-
-
-def settled(served: Served) -> int:
-    """How many connections there were, all of them over."""
-    while True:
-        served.counters()  # a turn of its loop
-        begun, ended = (sum(word in line for line in served.lines) for word in ("connected", "ended"))
-        if begun == ended:
-            served.counters()  # and the turn in which it closed the last one's descriptors
-            return ended
-
-
-def fds_of(pid: int | None) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-def pipe_end() -> int:
-    read, write = os.pipe()
-    os.close(write)
-    return read
-
-
-def small_file() -> int:
-    fd = os.memfd_create("small")
-    os.ftruncate(fd, 4096)
-    return fd
-
-
-TABLE = MEM_TABLE_HEAD.pack(1, 0) + MEM_REGION.pack(0, 1 << 20, 0, 0)
-BAD: dict[str, tuple[bytes, object]] = {
-    "nothing": (b"", None),
-    "half a header": (b"\1\0\0", None),
-    "another version": (HEADER.pack(1, 2, 0), None),
-    "4 GiB announced": (HEADER.pack(2, 1, 0xFFFFFFFF), None),
-    "half a payload": (HEADER.pack(2, 1, 8) + b"\0\0", None),
-    "no such request": (HEADER.pack(77, 1, 0), None),
-    "a pipe for memory": (encode(Message(FrontendReq.SET_MEM_TABLE, TABLE)), pipe_end),
-    "memory that lies about its size": (encode(Message(FrontendReq.SET_MEM_TABLE, TABLE)), small_file),
-    "memory without an fd": (encode(Message(FrontendReq.SET_MEM_TABLE, TABLE)), None),
-    "a folder for a kick": (encode(Message(FrontendReq.SET_VRING_KICK, U64.pack(0))), lambda: os.open("/", os.O_RDONLY)),
-    "a pipe for the channel": (encode(Message(FrontendReq.SET_BACKEND_REQ_FD)), pipe_end),
-}
-
-
-@pytest.mark.parametrize("what", BAD)
-def test_a_hostile_front_end_ends_its_own_connection_only(what: str, served: Served) -> None:
-    data, make = BAD[what]
-    is_served(served)
-    lines, before = settled(served), fds_of(served.pid)
-    with connect(served.socket, 10) as sock:
-        if make is not None:
-            fd = make()  # type: ignore[operator]
-            socket.send_fds(sock, [data], [fd])
-            os.close(fd)
-        elif data:
-            sock.sendall(data)
-        if what in ("nothing", "half a header", "half a payload"):
-            sock.shutdown(socket.SHUT_WR)
-        assert sock.recv(1) == b"", "the back-end hangs up"
-    is_served(served)
-    assert settled(served) == lines + 2, "one reason for each connection"
-    assert fds_of(served.pid) == before
-
-
-def test_memory_that_shrinks_under_its_mapping_ends_the_connection_only(served: Served) -> None:
-    size = 1 << 20
-    memory = os.memfd_create("shrinks")
-    os.ftruncate(memory, size)
-    front_end, kick = FrontEnd(), os.eventfd(0)
-    with connect(served.socket, 10) as sock:
-        channel = Channel(sock)
-        talk = lambda steps: drive(channel, front_end, steps)  # noqa: E731
-        talk(front_end.negotiate())
-        talk(front_end.set_features(int(Feature.VERSION_1)))
-        table = MEM_TABLE_HEAD.pack(1, 0) + MEM_REGION.pack(0, size, 0, 0)
-        channel.send(Message(FrontendReq.SET_MEM_TABLE, table, (memory,)))
-        talk(front_end.start_ring(0, 128, 0, 0x8000, 0x9000, 0xA000, kick=kick, call=None, err=None))
-        os.ftruncate(memory, 0)
-        os.eventfd_write(kick, 1)
-        assert sock.recv(1) == b""
-    os.close(kick)
-    os.close(memory)
-    assert F_PROTOCOL_FEATURES & front_end.offered
-    is_served(served)
-    assert any("shrank" in line for line in served.lines)
-    assert not served.exceptions
 
 
 # -- the socket ----------------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_what_is_taken_up_again_stays_in_order_behind_what_was_there() -> None:
 
 def test_a_region_that_lies_is_refused() -> None:
     buffer = bytearray(region_bytes(1, SIZE))
-    queue(buffer)
+    queue(buffer).popped(0)
     with pytest.raises(vb.VhostUserError, match="stands at used index"):
         queue(buffer).recover(SIZE + 1)
     memoryview(buffer).cast("H")[6] = 999

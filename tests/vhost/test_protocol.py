@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 import vblklab as vb
 from vblklab.spec.vhost_user import (
+    CONFIG_HEAD,
     F_PROTOCOL_FEATURES,
     HEADER,
     INFLIGHT_PACKED,
@@ -172,6 +174,16 @@ def test_every_other_message(wire: Wire) -> None:
     assert {"GET_CONFIG", "SET_CONFIG", "ADD_MEM_REG", "REM_MEM_REG", "GET_INFLIGHT_FD", "SET_BACKEND_REQ_FD", "SET_STATUS"} <= names
 
 
+@pytest.mark.parametrize("payload", [b"", bytes(11), CONFIG_HEAD.pack(0, 257, 0) + bytes(257), CONFIG_HEAD.pack(250, 7, 0) + bytes(7)])
+def test_a_configuration_that_is_not_there_is_answered_with_no_payload(payload: bytes, wire: Wire) -> None:
+    front_end = connected(wire)
+    reply = wire.send(Message(R.GET_CONFIG, payload))
+    assert reply is not None and reply.payload == b""
+    with pytest.raises(vb.VhostUserError, match="refuses GET_CONFIG"):
+        wire.talk(front_end, front_end.read_config(250, 7))
+    assert wire.talk(front_end, front_end.read_config(0, 256))[:60] == bytes(range(60))
+
+
 def test_an_inflight_message_that_is_packed_is_answered_packed(wire: Wire) -> None:
     connected(wire)
     reply = wire.send(Message(FrontendReq.GET_INFLIGHT_FD, INFLIGHT_PACKED.pack(0, 0, 1, 128)))
@@ -211,7 +223,8 @@ WRONG: dict[str, Message] = {
     "a call with an fd that it says is none": Message(R.SET_VRING_CALL, U64.pack(256), (4,)),
     "a kick before its ring": Message(R.SET_VRING_KICK, U64.pack(0), (4,)),
     "enabled by 2": Message(R.SET_VRING_ENABLE, VRING_STATE.pack(0, 2)),
-    "a configuration beyond its end": Message(R.GET_CONFIG, bytes(12 + 257)),
+    "a configuration beyond its end": Message(R.SET_CONFIG, CONFIG_HEAD.pack(250, 7, 0) + bytes(7)),
+    "a configuration without its head": Message(R.SET_CONFIG, bytes(11)),
     "a region removed that is not there": Message(R.REM_MEM_REG, bytes(40)),
     "in-flight regions for too many rings": Message(R.GET_INFLIGHT_FD, INFLIGHT_PACKED.pack(0, 0, 3, 128)),
     "a status of 9 bits": Message(R.SET_STATUS, U64.pack(256)),
@@ -265,3 +278,29 @@ def test_random_messages_are_carried_out_or_refused(messages: list[tuple[int, by
             wire.send(Message(request, payload, tuple(range(10, 10 + fds)), need_reply=need))
         except vb.VhostUserError:
             break
+
+
+# -- what a real front-end says --------------------------------------------------------------------------------------------------
+
+QEMU_SAYS = [
+    line.split() for line in (Path(__file__).parent / "qemu_7_2.txt").read_text(encoding="utf-8").splitlines() if not line.startswith("#")
+]
+
+
+def test_all_that_qemu_sent_is_understood(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Disk, "features", lambda self: 0x1_3000_7E44)  # what the device offered then
+    running: set[int] = set()
+    for fds, (name, payload, count, need_reply) in enumerate(QEMU_SAYS):
+        data = bytes.fromhex(payload.strip("-"))
+        wire.effects.clear()
+        reply = wire.send(Message(R[name], data, tuple(range(10 * fds, 10 * fds + int(count))), need_reply=need_reply == "1"))
+        assert (reply is not None) == (name.startswith("GET_") or need_reply == "1"), name
+        assert not wire.back_end.discarded, name
+        if need_reply == "1":
+            assert reply is not None and reply.payload == U64.pack(0), name
+        running |= {effect.ring for effect in wire.effects if isinstance(effect, StartRing)}
+        running -= {effect.ring for effect in wire.effects if isinstance(effect, StopRing)}
+        if name == "SET_STATUS" and data[0] == 0x0F:
+            in_bios = wire.back_end.features & V1 and not wire.back_end.vrings[1].started
+            assert running == ({0} if in_bios else {0, 1})
+    assert running == set()

@@ -379,6 +379,10 @@ class VirtioBlkDevice(BlkConfig):
         try:
             chain = self.pop(queue) if not self._resubmits else self._pop_or_resubmit(queue)
             return None if chain is None else self.parse(queue, chain)
+        except VirtioError:
+            if chain is not None:
+                queue.detach(chain)
+            raise
         except Exception as error:
             return self._rescue(queue, chain, before, error)
 
@@ -392,10 +396,6 @@ class VirtioBlkDevice(BlkConfig):
     def _rescue(self, queue: SplitDevice, chain: Chain | None, before: int, error: Exception) -> BlkRequest | None:
         """A step failed over a buffer: take the buffer as the base class does, and let it end with IOERR."""
         popped = queue.last_avail_idx != before
-        if isinstance(error, VirtioError):
-            if chain is not None:
-                queue.detach(chain)
-            raise error
         self._report(error)
         if chain is not None:
             chain = queue.map_chain(chain.head)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 import time
@@ -14,10 +15,10 @@ from ..disk import Store
 from ..errors import BadAddress, VblkError, VhostUserError, VirtioError
 from ..ring import SplitDevice, SplitLayout
 from ..spec.vhost_user import BackendReq, ProtocolFeature
-from ..spec.virtio import Feature
+from ..spec.virtio import Feature, Status
 from ..spec.virtio_ring import avail_ring_bytes, desc_table_bytes, used_ring_bytes
 from ..vhost.back_end import BackEnd
-from ..vhost.channel import Channel, Closed
+from ..vhost.channel import Channel, Closed, close_all
 from ..vhost.codec import Message
 from ..vhost.effects import (
     AnswerInflight,
@@ -32,6 +33,7 @@ from ..vhost.effects import (
     StopRing,
     WriteConfig,
 )
+from ..vhost.guard import Guard
 from ..vhost.inflight import InflightQueue, region_bytes
 from ..vhost.memory_table import MemoryTable, map_shared
 from .live_device import fence, run_device
@@ -42,7 +44,10 @@ __all__ = ["VhostServer"]
 Steps = Generator[Any, int, Any]
 _PATIENCE_S = 5.0
 """How long a front-end may leave a message half sent or an answer unread."""
+_AT_ONCE = 16
+"""Messages taken before the rest of the loop has its turn."""
 _LATER = object()
+_ONE = b"\1\0\0\0\0\0\0\0"
 
 
 class VhostServer:
@@ -180,28 +185,49 @@ class VhostServer:
     def _call(self, queue: int) -> None:
         """Write the call eventfd, if there is one."""
         self.counts["notifies"] += 1
-        fd = self._session.fds["call"].get(queue) if self._session is not None else None
-        if fd is not None:
-            _signal(fd)
+        call = self._session.fds["call"].get(queue) if self._session is not None else None
+        if call is not None:
+            call.signal()
 
     def _broken(self, error: VirtioError) -> None:
-        """vhost-user has no DEVICE_NEEDS_RESET: the queues stop and their error eventfds say so."""
+        """The queues stop; their error eventfds say so, and DEVICE_NEEDS_RESET to a front-end that asks for the status."""
         self.counts["queue errors"] += 1
         self.log(f"the device stops its queues: {error}")
         if self._session is not None:
-            for fd in self._session.fds["err"].values():
-                _signal(fd)
+            self._session.broken()
 
     def _config_changed(self) -> None:
         if self._session is not None:
             self._session.config_changed()
 
 
-def _signal(fd: int) -> None:
-    try:
-        os.write(fd, b"\1\0\0\0\0\0\0\0")
-    except OSError:
-        pass  # its counter is full, so it is signalled; or it is no eventfd after all, and nobody can be told
+class _Eventfd:
+    """A file descriptor that the front-end gave for a notification.  Whether it blocks is in the front-end's hands: ask first."""
+
+    def __init__(self, fd: int, event: int) -> None:
+        self.fd = fd
+        poll = select.poll()
+        poll.register(fd, event)
+        self._ready = poll.poll
+
+    def signal(self) -> None:
+        """Write it.  If its counter is full it is signalled; if it is no eventfd after all, nobody can be told."""
+        try:
+            if self._ready(0):
+                os.write(self.fd, _ONE)
+        except OSError:
+            pass
+
+    def take(self) -> bool:
+        """Empty it; False if it is empty.  Raises OSError or EOFError if it is no eventfd and no pipe that somebody writes."""
+        if not self._ready(0):
+            return False
+        if not os.read(self.fd, 8):
+            raise EOFError
+        return True
+
+    def close(self) -> None:
+        os.close(self.fd)
 
 
 class _Session:
@@ -215,9 +241,11 @@ class _Session:
         self.back_end = BackEnd(server.device)
         self.table = MemoryTable(fence)
         self.rings: dict[int, SplitDevice] = {}
-        self.fds: dict[str, dict[int, int]] = {"kick": {}, "call": {}, "err": {}}
+        self.fds: dict[str, dict[int, _Eventfd]] = {"kick": {}, "call": {}, "err": {}}
         self._inflight: memoryview | None = None
         self._inflight_size = 0
+        self._inflight_guard: Guard | None = None
+        self._not_mapped: list[int] = []  # fds of a memory table that waits for the rings to stop
         self._own: Channel | None = None  # the back-end's own channel
         self._since: float | None = None  # when the front-end last owed us something
         self._counted: dict[int, int] = {}
@@ -242,10 +270,15 @@ class _Session:
 
     def _readable(self) -> None:
         try:
-            while not self._closed and not self.back_end.busy and self.channel.flush():
+            for _ in range(_AT_ONCE):
+                if self._closed or self.back_end.busy:
+                    return
+                if not self.channel.flush():
+                    self._watch(False)  # it reads nothing, so nothing more of it is read
+                    return
                 message = self.channel.receive()
                 if message is None:
-                    break
+                    return
                 self._carry_out(self.back_end.take, message)
         except Closed as end:
             self.server.over(end.what)
@@ -276,12 +309,10 @@ class _Session:
 
     def _flush(self) -> None:
         back_end = self.back_end
-        for fd in back_end.discarded:
-            os.close(fd)
+        close_all(back_end.discarded)
         back_end.discarded.clear()
-        for message in back_end.outgoing:
-            self.channel.send(message, close=True)
-        back_end.outgoing.clear()
+        while back_end.outgoing:
+            self.channel.send(back_end.outgoing.pop(0), close=True)
 
     def _refuse(self, error: Exception) -> None:
         """A message that cannot be carried out: answer it if an answer is awaited, then end the connection."""
@@ -297,8 +328,17 @@ class _Session:
         if self._closed:
             return
         self.count()
-        if self.table.broken:
-            self.server.over("the front-end's memory file shrank under its mapping")
+        gone = "memory" if self.table.broken else "in-flight" if self._inflight_guard is not None and self._inflight_guard.broken else ""
+        if gone:
+            self.server.over(f"the front-end's {gone} file shrank under its mapping")
+            return
+        try:
+            if self.channel.unsent and self.channel.flush() and not self.back_end.busy:
+                self._watch(True)
+            if self._own is not None and self._own.unsent:
+                self._own.flush()
+        except VhostUserError as error:
+            self.server.over(str(error))
             return
         if not (self.channel.unsent or self.channel.decoder.partial):
             self._since = None
@@ -307,12 +347,6 @@ class _Session:
         self._since = self._since or now
         if now - self._since > _PATIENCE_S:
             self.server.over(f"the front-end left a message half {'read' if self.channel.unsent else 'sent'} for {_PATIENCE_S:g} s")
-        elif self.channel.unsent:
-            try:
-                if self.channel.flush():
-                    self._readable()
-            except VhostUserError as error:
-                self.server.over(str(error))
 
     # -- effects -----------------------------------------------------------------------------------------------------------------
 
@@ -335,7 +369,7 @@ class _Session:
             case SetInflight():
                 try:
                     what = f"in-flight region of {effect.size} bytes"
-                    self._inflight, _ = map_shared(effect.fd, effect.size, effect.offset, what)
+                    self._inflight, self._inflight_guard = map_shared(effect.fd, effect.size, effect.offset, what)
                 finally:
                     os.close(effect.fd)
                 self._inflight_size = effect.queue_size
@@ -355,29 +389,26 @@ class _Session:
         old = fds.pop(effect.ring, None)
         if old is not None:
             if effect.which == "kick":
-                self.loop.unwatch(old)
-            os.close(old)
-        if effect.fd is None:
-            return
-        fds[effect.ring] = effect.fd
-        try:
-            os.set_blocking(effect.fd, False)
-            if effect.which == "kick":
-                self.loop.watch(effect.fd, lambda: self._kick(effect.ring))
-        except OSError as error:  # a file that cannot be polled
-            raise VhostUserError(f"the {effect.which} file descriptor of ring {effect.ring} cannot be used: {error.strerror}") from None
+                self.loop.unwatch(old.fd)
+            old.close()
+        if effect.fd is not None:
+            kick = effect.which == "kick"
+            fds[effect.ring] = _Eventfd(effect.fd, select.POLLIN if kick else select.POLLOUT)
+            try:
+                if kick:
+                    self.loop.watch(effect.fd, lambda: self._kick(effect.ring))
+            except OSError as error:  # a file that cannot be polled
+                raise VhostUserError(f"the kick file descriptor of ring {effect.ring} cannot be used: {error.strerror}") from None
 
     def _kick(self, ring: int) -> None:
-        fd = self.fds["kick"][ring]
         try:
-            data = os.read(fd, 8)
-        except BlockingIOError:
+            if not self.fds["kick"][ring].take():
+                return
+        except EOFError:
+            self._refuse(VhostUserError(f"the kick file descriptor of ring {ring} was closed by the other end"))
             return
         except OSError as error:
-            self._refuse(error)
-            return
-        if not data:
-            self._refuse(VhostUserError(f"the kick file descriptor of ring {ring} was closed by the other end"))
+            self._refuse(VhostUserError(f"the kick file descriptor of ring {ring} cannot be used: {error.strerror}"))
             return
         self.server.counts["kicks"] += 1
         if ring in self.rings:
@@ -386,7 +417,8 @@ class _Session:
     def _start_ring(self, number: int) -> None:
         vring = self.back_end.vrings[number]
         memory, gpa = self.table.memory, self.table.gpa
-        assert memory is not None
+        if memory is None:
+            raise VhostUserError(f"ring {number} runs without a memory table")
         features = self.back_end.features
         size = vring.size
         try:
@@ -441,6 +473,7 @@ class _Session:
             self.table.set(effect.regions)
             return None
         left = set(running)
+        self._not_mapped = [region.fd for region in effect.regions if region.fd >= 0]
 
         def stopped(number: int) -> None:
             if self._closed:
@@ -450,6 +483,7 @@ class _Session:
             left.discard(number)
             if left:
                 return
+            self._not_mapped = []
             try:
                 self.table.set(effect.regions)
                 for one in running:
@@ -486,9 +520,11 @@ class _Session:
         """Answers of the front-end on our channel."""
         assert self._own is not None
         try:
-            while (message := self._own.receive()) is not None:
-                for fd in message.fds:
-                    os.close(fd)
+            for _ in range(_AT_ONCE):
+                message = self._own.receive()
+                if message is None:
+                    return
+                close_all(message.fds)
         except VhostUserError:
             self._close_own()
 
@@ -505,9 +541,16 @@ class _Session:
             self.server.log("the configuration changed and this front-end cannot be told: it gave the back-end no channel")
             return
         try:
-            self._own.send(Message(BackendReq.CONFIG_CHANGE_MSG))
+            if not self._own.unsent:  # else it has not read of the change before: one tells of both
+                self._own.send(Message(BackendReq.CONFIG_CHANGE_MSG))
         except VhostUserError as error:
             self.server.log(f"the configuration changed and the front-end could not be told: {error}")
+
+    def broken(self) -> None:
+        """The device found a ring that breaks the specification."""
+        self.back_end.status |= Status.NEEDS_RESET
+        for eventfd in self.fds["err"].values():
+            eventfd.signal()
 
     # -- the end -----------------------------------------------------------------------------------------------------------------
 
@@ -523,13 +566,13 @@ class _Session:
         self._closed = True
         self._watch(False)
         self.channel.close()
-        for fd in self.back_end.discarded:
-            os.close(fd)
+        close_all(self.back_end.discarded)
+        close_all(self._not_mapped)
         self._close_own()
         for which, fds in self.fds.items():
-            for fd in fds.values():
+            for eventfd in fds.values():
                 if which == "kick":
-                    self.loop.unwatch(fd)
-                os.close(fd)
+                    self.loop.unwatch(eventfd.fd)
+                eventfd.close()
             fds.clear()
         self.rings.clear()

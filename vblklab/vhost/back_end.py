@@ -1,8 +1,8 @@
 """The back-end's half of a vhost-user connection, as a state machine without a socket.
 
 ``take(message)`` begins a message and ``answer(result)`` goes on with it; both return the next event that the owner has to carry
-out, or None when the message is dealt with.  Replies are left in ``outgoing``.  A VhostUserError out of either ends the
-connection; ``refused`` says what the front-end is told of it first.
+out, or None when the message is dealt with.  Replies are left in ``outgoing``; who sends them closes their file descriptors.  A
+VhostUserError out of either ends the connection; ``refused`` says what the front-end is told of it first.
 
 Source: QEMU's docs/interop/vhost-user.rst; ring states are its section "Ring states".
 """
@@ -82,7 +82,8 @@ class Vring:
     running: bool = False
 
 
-Handling = Generator[Effect, Any, "bytes | None"]
+Handling = Generator[Effect, Any, "bytes | Message | None"]
+"""Returns the answer's payload, or a whole answer if it has a file descriptor, or None if the message has no answer of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +162,11 @@ class BackEnd:
             return self._handling.send(result)
         except StopIteration as end:
             self._handling = None
-            payload: bytes | None = end.value
-            if payload is not None:
-                self._send(payload)
+            answer: bytes | Message | None = end.value
+            if isinstance(answer, Message):
+                self.outgoing.append(answer)
+            elif answer is not None:
+                self._send(answer)
             elif self._message.need_reply and self.protocol & ProtocolFeature.REPLY_ACK:
                 self._send(U64.pack(0))
             return None
@@ -207,6 +210,8 @@ class BackEnd:
         self.features = bits
         self.acked = True
         yield SetFeatures(bits & ~F_PROTOCOL_FEATURES)
+        for number in range(len(self.vrings)):
+            yield from self._settle(number)  # without F_PROTOCOL_FEATURES rings are enabled
         return None
 
     def _get_protocol_features(self, message: Message) -> Handling:
@@ -391,7 +396,10 @@ class BackEnd:
     # -- the rest ----------------------------------------------------------------------------------------------------------------
 
     def _get_config(self, message: Message) -> Handling:
-        offset, size, _ = self._config(message)
+        try:
+            offset, size, _ = self._config(message)
+        except VhostUserError:
+            return b""  # this message has its own way to say no
         config = self.device.read_config().ljust(MAX_CONFIG, b"\0")
         return CONFIG_HEAD.pack(offset, size, 0) + config[offset : offset + size]
         yield
@@ -429,9 +437,7 @@ class BackEnd:
             raise VhostUserError(f"GET_INFLIGHT_FD for {queues} rings of {size} entries, the device has {len(self.vrings)}")
         fd, length, offset = yield AnswerInflight(queues, size)
         form = INFLIGHT if len(message.payload) == INFLIGHT.size else INFLIGHT_PACKED
-        self._send(form.pack(length, offset, queues, size), (fd,))
-        self._message = Message(0)  # answered, with an fd
-        return None
+        return Message(message.request, form.pack(length, offset, queues, size), (fd,), reply=True)
 
     def _set_inflight_fd(self, message: Message) -> Handling:
         length, offset, queues, size = self._inflight(message)
@@ -445,8 +451,15 @@ class BackEnd:
         return None
 
     def _reset_device(self, message: Message) -> Handling:
+        yield from self._reset()
+        return None
+
+    def _reset(self) -> Handling:
+        """The device's initial state: features are to be set again.  What belongs to the connection stays."""
         yield from self._stop_all()
         self.status = 0
+        self.acked = False
+        self.features &= F_PROTOCOL_FEATURES
         yield ResetDevice()
         return None
 
@@ -455,8 +468,7 @@ class BackEnd:
         if status > 0xFF:
             raise VhostUserError(f"SET_STATUS {status:#x}, a device status has 8 bits")
         if not status:
-            yield from self._stop_all()
-            yield ResetDevice()
+            yield from self._reset()
         elif status & Status.FEATURES_OK and not (self.acked and self.features & Feature.VERSION_1):
             status &= ~Status.FEATURES_OK
         self.status = status

@@ -6,7 +6,10 @@ import errno
 import os
 import socket
 import stat
+from array import array
 from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError, VhostUserError
@@ -14,15 +17,25 @@ from ..spec.vhost_user import MAX_FDS
 from .codec import Decoder, Message, encode
 from .front_end import FrontEnd, Talk
 
-__all__ = ["Channel", "Closed", "connect", "drive", "listen"]
+__all__ = ["Channel", "Closed", "close_all", "connect", "drive", "listen"]
 
 _CTRUNC = socket.MSG_CTRUNC
 _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_NOSIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 _PATH_MOST = 107  # sun_path without its NUL
 
 
 class Closed(VhostUserError):
     """The other end closed the connection."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A message to send, or the rest of one; its file descriptors go with its first byte."""
+
+    data: bytes
+    fds: tuple[int, ...]
+    close: bool
 
 
 class Channel:
@@ -31,7 +44,9 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.decoder = Decoder()
-        self._out: deque[tuple[bytes, tuple[int, ...], bool]] = deque()  # bytes, their fds, whether those are closed then
+        self._out: deque[_Waiting] = deque()
+        # Each call asks for it: who gave us this socket may have kept it and can clear O_NONBLOCK, which both share.
+        self._flags = socket.MSG_DONTWAIT if sock.gettimeout() == 0 else 0
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -42,53 +57,45 @@ class Channel:
         while True:
             wanted = decoder.wanted
             try:
-                data, fds, flags, _ = socket.recv_fds(self.sock, wanted, MAX_FDS, _CLOEXEC) if wanted else (b"", [], 0, None)
+                data, fds, flags = _receive(self.sock, wanted, self._flags | _CLOEXEC)
             except (BlockingIOError, InterruptedError):
                 return None
             except TimeoutError:
                 raise VhostUserError("the other end does not answer") from None
             except OSError as error:
                 raise Closed(f"the connection broke: {error.strerror}") from None
-            if wanted and not data:
-                for fd in fds:
-                    os.close(fd)
+            if not data:
                 raise Closed("the other end closed the connection" + (" in the middle of a message" if decoder.partial else ""))
-            message = decoder.feed(data, list(fds))
+            message = decoder.feed(data, fds)
             if flags & _CTRUNC:
-                self._drop(message)
-                raise VhostUserError(f"more than {MAX_FDS} file descriptors with one message")
+                close_all(message.fds if message is not None else ())
+                raise VhostUserError(f"more file descriptors with one message than {MAX_FDS}, or than this process may open")
             if message is not None:
                 return message
 
-    @staticmethod
-    def _drop(message: Message | None) -> None:
-        for fd in message.fds if message is not None else ():
-            os.close(fd)
-
     def send(self, message: Message, *, close: bool = False) -> None:
         """Queue a message and send what can be sent; ``close`` its file descriptors when they have gone."""
-        self._out.append((encode(message), message.fds, close))
+        self._out.append(_Waiting(encode(message), message.fds, close))
         self.flush()
 
     def flush(self) -> bool:
-        """Send what waits; True if nothing is left.  The file descriptors of a message go with its first byte."""
-        out = self._out
+        """Send what waits; True if nothing is left."""
+        out, flags = self._out, self._flags | _NOSIGNAL
         while out:
-            data, fds, close = out[0]
+            first = out[0]
             try:
-                sent = socket.send_fds(self.sock, [data], list(fds)) if fds else self.sock.send(data)
+                sent = _send(self.sock, first.data, first.fds, flags)
             except (BlockingIOError, InterruptedError):
                 return False
             except TimeoutError:
                 raise VhostUserError("the other end does not read") from None
             except OSError as error:
                 raise Closed(f"the connection broke: {error.strerror}") from None
-            for fd in fds if close else ():
-                os.close(fd)
-            if sent == len(data):
+            if first.close:
+                close_all(first.fds)
+            first.data, first.fds = first.data[sent:], ()
+            if not first.data:
                 out.popleft()
-            else:
-                out[0] = data[sent:], (), False
         return True
 
     @property
@@ -97,10 +104,34 @@ class Channel:
         return bool(self._out)
 
     def close(self) -> None:
-        for fd in (*self.decoder.discard(), *(fd for _, fds, close in self._out if close for fd in fds)):
-            os.close(fd)
+        close_all(self.decoder.discard())
+        for waiting in self._out:
+            if waiting.close:
+                close_all(waiting.fds)
         self._out.clear()
         self.sock.close()
+
+
+# socket.recv_fds and socket.send_fds do not hand their flags on to the kernel (CPython 3.11 to 3.14).
+
+
+def _receive(sock: socket.socket, count: int, flags: int) -> tuple[bytes, list[int], int]:
+    fds = array("i")
+    data, ancillary, answer, _ = sock.recvmsg(count, socket.CMSG_LEN(MAX_FDS * fds.itemsize), flags)
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return data, list(fds), answer
+
+
+def _send(sock: socket.socket, data: bytes, fds: tuple[int, ...], flags: int) -> int:
+    return sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else [], flags)
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Close file descriptors that came with a message and are nobody's."""
+    for fd in fds:
+        os.close(fd)
 
 
 def drive(channel: Channel, front_end: FrontEnd, talk: Talk) -> Any:
@@ -116,10 +147,15 @@ def drive(channel: Channel, front_end: FrontEnd, talk: Talk) -> Any:
             message = talk.send(reply)
     except StopIteration as end:
         return end.value
+    finally:
+        close_all(front_end.discarded)
+        front_end.discarded.clear()
 
 
 def listen(path: str) -> socket.socket:
     """A listening socket at ``path``; a dead socket file in its place is replaced, anything else is a ConfigError."""
+    if not path or "\0" in path:
+        raise ConfigError(f"socket path {path!r}", "give the path of a file")
     if len(os.fsencode(path)) > _PATH_MOST:
         raise ConfigError(f"socket path of {len(os.fsencode(path))} bytes", f"a unix socket's path has at most {_PATH_MOST}: {path!r}")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -161,6 +197,6 @@ def connect(path: str, timeout_s: float) -> socket.socket:
     except OSError as error:
         sock.close()
         raise ConfigError(
-            f"vhost-user socket {path!r}: {error.strerror}", "start the back-end first: vblk serve IMAGE --socket PATH"
+            f"vhost-user socket {path!r}: {error.strerror or error}", "start the back-end first: vblk serve IMAGE --socket PATH"
         ) from None
     return sock

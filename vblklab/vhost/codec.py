@@ -64,7 +64,7 @@ def encode(message: Message) -> bytes:
 
 
 class Decoder:
-    """Collects one direction of a connection.
+    """Collects one direction of a connection.  After an error there is no next message.
 
     ``wanted`` is the number of bytes to read next: never beyond the end of a message, so that the file descriptors of the next
     one cannot be taken for this one's.
@@ -103,8 +103,7 @@ class Decoder:
             if self._flags & VERSION_MASK != VERSION:
                 raise VhostUserError(f"{name_of(self._request)} has version {self._flags & VERSION_MASK}, not {VERSION}")
             if self._size > MAX_PAYLOAD:
-                size, self._size = self._size, 0
-                raise VhostUserError(f"{name_of(self._request)} announces {size:,} bytes, at most {MAX_PAYLOAD} are taken")
+                raise VhostUserError(f"{name_of(self._request)} announces {self._size:,} bytes, at most {MAX_PAYLOAD} are taken")
         else:
             self._payload += data
         if len(self._payload) < self._size:

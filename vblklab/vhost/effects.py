@@ -92,7 +92,7 @@ class WriteConfig(Effect):
 
 @dataclass(frozen=True, slots=True)
 class AnswerInflight(Effect):
-    """Make an in-flight region; answer with (fd, bytes, offset).  The fd is closed once it is sent."""
+    """Make an in-flight region; answer with (fd, bytes, offset)."""
 
     queues: int
     queue_size: int

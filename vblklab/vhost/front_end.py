@@ -15,6 +15,7 @@ from ..spec.vhost_user import (
     CONFIG_HEAD,
     F_PROTOCOL_FEATURES,
     INFLIGHT,
+    INFLIGHT_PACKED,
     MEM_REGION,
     MEM_SINGLE_HEAD,
     MEM_TABLE_HEAD,
@@ -54,6 +55,7 @@ class FrontEnd:
         self.offered = 0
         self.protocol = 0
         self.queues = 1
+        self.discarded: list[int] = []  # file descriptors that came with answers and are nobody's
 
     def expects(self, message: Message) -> bool:
         """Whether the back-end answers this message."""
@@ -65,11 +67,11 @@ class FrontEnd:
 
     # -- messages with and without an answer -----------------------------------------------------------------------------------
 
-    def _ask(self, request: FrontendReq, payload: bytes = b"", size: int | None = U64.size) -> Talk:
+    def _ask(self, request: FrontendReq, payload: bytes = b"", sizes: tuple[int, ...] = (U64.size,), fds: int = 0) -> Talk:
         message = Message(request, payload)
         reply = yield message
         assert reply is not None
-        self._check(message, reply, size)
+        self._check(message, reply, sizes, fds)
         return reply
 
     def _number(self, request: FrontendReq) -> Talk:
@@ -81,18 +83,23 @@ class FrontEnd:
         message = Message(request, payload, fds, need_reply=self.has(ProtocolFeature.REPLY_ACK))
         reply = yield message
         if reply is not None:
-            self._check(message, reply, U64.size)
+            self._check(message, reply, (U64.size,), 0)
             (failed,) = U64.unpack(reply.payload)
             if failed:
                 raise VhostUserError(f"the back-end refuses {name_of(request)}")
 
-    @staticmethod
-    def _check(message: Message, reply: Message, size: int | None) -> None:
+    def _check(self, message: Message, reply: Message, sizes: tuple[int, ...], fds: int) -> None:
         name = name_of(message.request)
         if not reply.reply or reply.request != message.request:
-            raise VhostUserError(f"the back-end answers {name} with {name_of(reply.request)}{'' if reply.reply else ', no reply'}")
-        if size is not None and len(reply.payload) != size:
-            raise VhostUserError(f"the back-end's answer to {name} has {len(reply.payload)} bytes, not {size}")
+            wrong = f"with {name_of(reply.request)}{'' if reply.reply else ', no reply'}"
+        elif len(reply.payload) not in sizes:
+            wrong = f"with {len(reply.payload)} bytes, not {' or '.join(map(str, sizes))}"
+        elif len(reply.fds) != fds:
+            wrong = f"with {len(reply.fds)} file descriptors, not {fds}"
+        else:
+            return
+        self.discarded += reply.fds
+        raise VhostUserError(f"the back-end answers {name} {wrong}")
 
     def _pack(self, form: Struct, request: FrontendReq, *values: int, fds: tuple[int, ...] = ()) -> Talk:
         yield from self._tell(request, form.pack(*values), fds)
@@ -159,7 +166,7 @@ class FrontEnd:
 
     def stop_ring(self, ring: int) -> Talk:
         """Stop a ring; returns the next available index."""
-        reply = yield from self._ask(FrontendReq.GET_VRING_BASE, VRING_STATE.pack(ring, 0), VRING_STATE.size)
+        reply = yield from self._ask(FrontendReq.GET_VRING_BASE, VRING_STATE.pack(ring, 0), (VRING_STATE.size,))
         number, base = VRING_STATE.unpack(reply.payload)
         if number != ring or base > 0xFFFF:
             raise VhostUserError(f"the back-end answers GET_VRING_BASE of ring {ring} with ring {number}, index {base:#x}")
@@ -168,8 +175,8 @@ class FrontEnd:
     def read_config(self, offset: int, length: int) -> Talk:
         """``length`` bytes of configuration space."""
         payload = CONFIG_HEAD.pack(offset, length, 0) + bytes(length)
-        reply = yield from self._ask(FrontendReq.GET_CONFIG, payload, None)
-        if len(reply.payload) != CONFIG_HEAD.size + length:
+        reply = yield from self._ask(FrontendReq.GET_CONFIG, payload, (len(payload), 0))
+        if not reply.payload:
             raise VhostUserError(f"the back-end refuses GET_CONFIG of {length} bytes at {offset}")
         return reply.payload[CONFIG_HEAD.size :]
 
@@ -183,10 +190,9 @@ class FrontEnd:
 
     def get_inflight(self, queues: int, size: int) -> Talk:
         """Ask for an in-flight region; returns (fd, bytes, offset), the fd is the caller's."""
-        reply = yield from self._ask(FrontendReq.GET_INFLIGHT_FD, INFLIGHT.pack(0, 0, queues, size), INFLIGHT.size)
-        length, offset, _, _ = INFLIGHT.unpack(reply.payload)
-        if len(reply.fds) != 1:
-            raise VhostUserError(f"the back-end answers GET_INFLIGHT_FD with {len(reply.fds)} file descriptors, not 1")
+        sizes = INFLIGHT.size, INFLIGHT_PACKED.size
+        reply = yield from self._ask(FrontendReq.GET_INFLIGHT_FD, INFLIGHT.pack(0, 0, queues, size), sizes, fds=1)
+        length, offset, _, _ = INFLIGHT_PACKED.unpack_from(reply.payload)
         return reply.fds[0], length, offset
 
     def set_inflight(self, fd: int, length: int, offset: int, queues: int, size: int) -> Talk:

@@ -59,7 +59,6 @@ class _Watch:
     def __init__(self) -> None:
         self.guards: list[Guard] = []
         self.lock = threading.Lock()
-        self.installed = False
         libc = ctypes.CDLL(None, use_errno=True)
         self._sigaction = libc.sigaction
         self._mmap = libc.mmap
@@ -69,9 +68,13 @@ class _Watch:
         self._handler = _Handler(self._fault)
 
     def install(self) -> None:
-        action = _SigAction(ctypes.cast(self._handler, ctypes.c_void_p), flags=_SA_SIGINFO)
-        if self._sigaction(signal.SIGBUS, ctypes.byref(action), ctypes.byref(self._before)) == 0:
-            self.installed = True
+        """Be the process's handler, also where another, such as faulthandler's, came after us."""
+        address = ctypes.cast(self._handler, ctypes.c_void_p)
+        now = _SigAction()
+        self._sigaction(signal.SIGBUS, None, ctypes.byref(now))
+        if now.handler != address.value:
+            self._before = now
+            self._sigaction(signal.SIGBUS, ctypes.byref(_SigAction(address, flags=_SA_SIGINFO)), None)
 
     def _fault(self, number: int, info: Any, context: Any) -> None:
         address = ctypes.c_uint64.from_address(info + _SI_ADDR).value
@@ -82,7 +85,6 @@ class _Watch:
                 if self._mmap(page, guard.end - page, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) == page:
                     guard.flag[0] = 1
                     return
-        self.installed = False
         self._sigaction(signal.SIGBUS, ctypes.byref(self._before), None)  # not ours: the access faults again, as without us
 
 
@@ -100,8 +102,7 @@ def protect(mapping: mmap.mmap) -> Guard:
         return guard
     watch = _watch()
     with watch.lock:
-        if not watch.installed:
-            watch.install()
+        watch.install()
         watch.guards = [*watch.guards, guard]
 
     def forget() -> None:

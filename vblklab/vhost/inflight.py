@@ -14,6 +14,7 @@ _ALIGN = 64
 # Places of the fields, in units of their own size.
 _VERSION, _DESC_NUM, _LAST_BATCH_HEAD, _USED_IDX = 4, 5, 6, 7  # 16-bit words of the head
 _NEXT, _COUNTER = 3, 1  # of a descriptor: 16-bit word, 64-bit word
+_COUNTER_MOST = 1 << 62  # more than a device can count to, and so that counting on from there does not overflow
 
 
 def queue_bytes(size: int) -> int:
@@ -57,9 +58,11 @@ class InflightQueue:
         """Heads that were taken and never returned, in the order they were taken; ``used_idx`` is what the used ring says now."""
         words = self._words
         missed = (used_idx - words[_USED_IDX]) & 0xFFFF
-        if missed:  # the last batch was published and not yet crossed off
-            if missed > self.size:
+        if missed > self.size:
+            if self._marked():
                 raise VhostUserError(f"the in-flight region stands at used index {words[_USED_IDX]}, the ring at {used_idx}")
+            words[_USED_IDX] = used_idx  # another ring than before, begun with nothing in flight
+        elif missed:  # the last batch was published and not yet crossed off
             head = words[_LAST_BATCH_HEAD]
             for _ in range(missed):
                 if head >= self.size:
@@ -67,11 +70,16 @@ class InflightQueue:
                 self._bytes[self._at(head)] = 0
                 head = words[self._at(head) // 2 + _NEXT]
             words[_USED_IDX] = used_idx
-        heads = [head for head in range(self.size) if self._bytes[self._at(head)] == 1]
-        heads.sort(key=lambda head: self._longs[self._at(head) // 8 + _COUNTER])
-        if heads:
-            self.counter = self._longs[self._at(heads[-1]) // 8 + _COUNTER] + 1
-        return heads
+        taken = sorted((self._longs[self._at(head) // 8 + _COUNTER], head) for head in self._marked())
+        if taken:
+            last = taken[-1][0]
+            if last > _COUNTER_MOST:
+                raise VhostUserError(f"the in-flight region's counter stands at {last:#x}, which no device reaches")
+            self.counter = last + 1
+        return [head for _, head in taken]
+
+    def _marked(self) -> list[int]:
+        return [head for head in range(self.size) if self._bytes[self._at(head)] == 1]
 
     @staticmethod
     def _at(head: int) -> int:
