@@ -177,7 +177,7 @@ def test_a_part_is_set_by_text(text: str, part: str, repr_: str) -> None:
         ("device.block_size=big", "device.block_size='big': give a whole number"),
         ("device.event_idx=5", "device.event_idx='5': use yes or no"),
         ("driver.poll=7", "driver.poll='7': use yes or no"),
-        ("engine=uring", "no engine 'uring': choose simulated or sync"),
+        ("engine=uring", "no engine 'uring': choose one of simulated, sync, threads, mmap, io_uring"),
         ("engine.depth=5", "engine has no option 'depth'"),
         ("transport.irqs=2", "transport has no option 'irqs': it has none"),
         ("app.iodepth=5", "the application comes from the job file"),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         QueueFull,
         Stalled,
         VblkError,
+        VhostUserError,
         VirtioError,
     )
     from .events import EVENTS, STEPS, WAIT, Wait, event
@@ -34,12 +35,17 @@ if TYPE_CHECKING:
     from .guest.virtio_blk import VirtioBlkDriver
     from .iostack import IOStack
     from .kvm import Kvm
+    from .lab.chapter_08 import linux_on, scratch_image
     from .lab.check import check
     from .lab.doctor import doctor
     from .lab.words import words
     from .machine.costs import CostTable
     from .machine.live import LiveMachine
+    from .machine.serve import serve
     from .machine.sim import SimMachine
+    from .machine.vhost_user import VhostUserBackend, VhostUserMachine
+    from .peer import LinuxGuest, QemuDisk
+    from .peer.storage_daemon import StorageDaemon
     from .pipeline import Pipeline, Split
     from .trace.run import Run
     from .transport import Mmio
@@ -54,15 +60,18 @@ _WHERE = {
     "EVENTS": "events",
     "Fio": "guest.fio",
     "IOStack": "iostack",
+    "IoUring": "engine",
     "ImageFile": "disk",
     "JobError": "errors",
     "Kvm": "kvm",
     "LinuxGuest": "peer",
     "LiveMachine": "machine.live",
+    "Mapped": "engine",
     "Mmio": "transport",
     "NotHere": "errors",
     "Nvme": "disk",
     "Pipeline": "pipeline",
+    "QemuDisk": "peer",
     "QueueFull": "errors",
     "Ram": "disk",
     "Run": "trace.run",
@@ -74,8 +83,6 @@ _WHERE = {
     "StorageDaemon": "peer.storage_daemon",
     "Sync": "engine",
     "Threads": "engine",
-    "Mapped": "engine",
-    "IoUring": "engine",
     "VblkError": "errors",
     "VhostUserBackend": "machine.vhost_user",
     "VhostUserError": "errors",

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from .errors import ConfigError
+from .errors import ConfigError, NotHere
 
 __all__ = ["add_serve"]
 
-ENGINES = ("sync", "threads", "mmap", "io_uring")
+_ENGINES = ("sync", "threads", "mmap", "io_uring")
 CACHES = ("writeback", "writethrough", "none", "directsync", "unsafe")
 _EVERY_S = 1.0
 _EPILOG = """\
@@ -40,7 +40,7 @@ def add_serve(commands: Any, raw: Any, count: Callable[[str], int]) -> None:
     serve.add_argument("--queue-size", metavar="N", type=count, default=1024, help="largest virtqueue accepted (default 1024)")
     serve.add_argument("--read-only", action="store_true", help="the guest may not write")
     serve.add_argument("--cache", choices=CACHES, default="writeback", help="as QEMU's cache= (default writeback)")
-    serve.add_argument("--engine", choices=ENGINES, default="sync", help="how the image is read and written (default sync)")
+    serve.add_argument("--engine", choices=_ENGINES, default="sync", help="how the image is read and written (default sync)")
     serve.add_argument("--path", choices=("auto", "plain", "batch"), default="auto", help="auto: the fastest there is")
     serve.add_argument("--poll-us", metavar="US", type=float, default=0.0, help="look for work so long before sleeping (default 0)")
     serve.add_argument("--discard", action=argparse.BooleanOptionalAction, default=True, help="offer DISCARD and WRITE_ZEROES")
@@ -53,6 +53,7 @@ def add_serve(commands: Any, raw: Any, count: Callable[[str], int]) -> None:
 def _serve(args: argparse.Namespace) -> int:
     from .device import VirtioBlkDevice
     from .disk import ImageFile
+    from .engine import ENGINES
     from .machine.live import live_missing
     from .machine.serve import qemu_arguments
     from .machine.vhost_server import VhostServer
@@ -60,7 +61,7 @@ def _serve(args: argparse.Namespace) -> int:
 
     missing = live_missing()
     if missing:
-        raise ConfigError(missing)
+        raise NotHere(missing)
     if args.poll_us < 0:
         raise ConfigError(f"--poll-us {args.poll_us:g}", "give 0 or more microseconds")
     device = VirtioBlkDevice(
@@ -72,7 +73,7 @@ def _serve(args: argparse.Namespace) -> int:
         discard=args.discard,
         write_cache=args.cache not in ("writethrough", "directsync"),
     )
-    engine = _engine(args.engine)
+    engine = ENGINES[args.engine]()
     store = ImageFile(args.image, read_only=args.read_only, cache=args.cache).open()
     try:
         if store.size % args.block_size:
@@ -82,7 +83,13 @@ def _serve(args: argparse.Namespace) -> int:
         store.close()
         raise
     say = _Say(args.quiet)
-    server = VhostServer(device, engine, store, listener, poll_us=args.poll_us, path=args.path, log=say.line)
+    try:
+        server = VhostServer(device, engine, store, listener, poll_us=args.poll_us, path=args.path, log=say.line)
+    except BaseException:
+        listener.close()
+        Path(args.socket).unlink(missing_ok=True)
+        store.close()
+        raise
     try:
         say.line(f"serving {args.image} ({store.size:,} bytes) at {args.socket}; {'; '.join(server.explain())}")
         line = " ".join(qemu_arguments(args.socket, queues=args.queues, queue_size=min(args.queue_size, 128)))
@@ -98,12 +105,6 @@ def _serve(args: argparse.Namespace) -> int:
         server.close()
         Path(args.socket).unlink(missing_ok=True)
     return 0
-
-
-def _engine(name: str) -> Any:
-    from . import engine
-
-    return {"sync": engine.Sync, "threads": engine.Threads, "mmap": engine.Mapped, "io_uring": engine.IoUring}[name]()
 
 
 class _Signals:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .device import VirtioBlkDevice
 from .disk import ImageFile, Nvme, Ram
-from .engine import Simulated, Sync
+from .engine import ENGINES
 from .errors import ConfigError
 from .guest.fio import Fio
 from .guest.virtio_blk import VirtioBlkDriver
@@ -177,10 +177,9 @@ def _set(pipeline: Pipeline, assignment: str) -> Pipeline:
     if part == "queue" and text.isdigit():
         return pipeline.replace(queue=Split(int(text)))
     if part == "engine":
-        engines = {"simulated": Simulated(), "sync": Sync()}
-        if text not in engines:
-            raise ConfigError(f"no engine {text!r}", f"choose {' or '.join(engines)}")
-        return pipeline.replace(engine=engines[text])
+        if text not in ENGINES:
+            raise ConfigError(f"no engine {text!r}", f"choose one of {', '.join(ENGINES)}")
+        return pipeline.replace(engine=ENGINES[text]())
     raise ConfigError(f"part {part!r} takes no plain value", f"write {part}.option=value; for example {_PARTS[part][2]}")
 
 

@@ -40,6 +40,16 @@ def test_polling_and_several_queues_work(device: str) -> None:
     assert run.counters["interrupts"] <= 3, "the first used buffer of a queue may interrupt: nothing was signalled before"
 
 
+def test_two_threads_hand_the_global_lock_over_often_and_only_while_they_run() -> None:
+    before = sys.getswitchinterval()
+    first, second = (recipe().boot(vb.LiveMachine(device="thread")) for _ in range(2))
+    assert sys.getswitchinterval() <= 1e-4
+    first.close()
+    assert sys.getswitchinterval() <= 1e-4
+    second.close()
+    assert sys.getswitchinterval() == before
+
+
 @pytest.mark.parametrize("device", HALVES)
 def test_an_exception_in_the_learners_device_arrives_with_its_traceback(device: str) -> None:
     class Broken(vb.VirtioBlkDevice):

@@ -49,6 +49,36 @@ def test_a_real_side_needs_this_machine() -> None:
         recipe(1, host=StorageDaemon("disk.img")).run(vb.SimMachine())
 
 
+def test_qemus_own_disk_needs_a_real_guest() -> None:
+    with pytest.raises(vb.ConfigError, match=r"without a real guest.*vb\.StorageDaemon"):
+        recipe(1, host=vb.QemuDisk("disk.img")).run(vb.VhostUserMachine())
+
+
+def test_a_vm_explains_its_path() -> None:
+    class Mine(vb.VirtioBlkDevice):
+        def check(self, request):  # type: ignore[no-untyped-def]
+            return super().check(request)
+
+    for device, machine, said in (
+        (vb.VirtioBlkDevice, vb.VhostUserMachine(trace=False), "batch path"),
+        (Mine, vb.VhostUserMachine(trace=False), "replaced by Mine.check"),
+        (vb.VirtioBlkDevice, vb.VhostUserMachine(), "trace points are recorded"),
+    ):
+        vm = recipe(1, device=device).boot(machine)
+        assert said in " ".join(vm.explain())
+        vm.close()
+    with vb.serve(disk=vb.Ram(1 << 20)) as served:
+        vm = vb.Pipeline(host=vb.VhostUserBackend(served.socket)).boot(vb.VhostUserMachine())
+        assert "is its own" in vm.explain()[0]
+        vm.close()
+
+
+def test_serving_where_there_is_no_live_machine_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vblklab.machine.serve.live_missing", lambda: "the live machine needs Linux")
+    with pytest.raises(vb.NotHere, match="needs Linux"):
+        vb.serve()
+
+
 def test_a_broken_step_costs_its_request_and_shows_its_traceback() -> None:
     shown: list[str] = []
 

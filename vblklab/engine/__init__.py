@@ -4,4 +4,7 @@ from .background import IoUring, Threads
 from .engines import Simulated, Sync
 from .mapped import Mapped
 
-__all__ = ["IoUring", "Mapped", "Simulated", "Sync", "Threads"]
+__all__ = ["ENGINES", "IoUring", "Mapped", "Simulated", "Sync", "Threads"]
+
+ENGINES = {"simulated": Simulated, "sync": Sync, "threads": Threads, "mmap": Mapped, "io_uring": IoUring}
+"""The engines by the names that a terminal uses."""

@@ -91,6 +91,10 @@ class LinuxVm:
             trace=None,
         )
 
+    def explain(self) -> list[str]:
+        """Which path the device's requests take, and why."""
+        return [f"the path of {self.recipe.host!r} is its own"] if self.served is None else self.served.explain()
+
     def _whose(self) -> str:
         return "our device" if self.recipe.host is None else type(self.recipe.host).__name__
 

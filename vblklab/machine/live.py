@@ -33,6 +33,7 @@ from .live_device import (
     fence,
     recv_message,
     send_message,
+    short_turns,
     start_child,
 )
 from .loop import LiveLoop, LogEntry
@@ -247,6 +248,7 @@ class LiveVm:
 
     def _start_device(self, setup: Setup) -> None:
         if self.machine.device == "thread":
+            self._closers.append(short_turns())
             self._thread = threading.Thread(target=device_main, args=(setup,), name="vblklab device", daemon=True)
             self._thread.start()
         else:

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..disk import Disk, Ram
 from ..engine import Sync
-from ..errors import ConfigError, DeviceDied, VblkError
+from ..errors import ConfigError, DeviceDied, NotHere, VblkError
 from ..peer.disks import vhost_user_blk
 from ..peer.process import wait_or_kill
 from ..vhost.channel import listen
@@ -76,7 +76,7 @@ def serve(
 
     missing = live_missing()
     if missing:
-        raise ConfigError(missing)
+        raise NotHere(missing)
     if where not in ("process", "thread"):
         raise ConfigError(f"serve where={where!r}", "choose 'process' or 'thread'")
     return Served(

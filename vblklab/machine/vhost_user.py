@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import DeviceDied, NotHere, VblkError, VhostUserError
+from ..errors import ConfigError, DeviceDied, NotHere, VblkError, VhostUserError
 from ..vhost.channel import Channel, connect
 from ..vhost.effects import Region
 from ..vhost.transport import VhostUserTransport
@@ -74,8 +74,14 @@ class VhostUserVm(LiveVm):
         device.num_queues = device.num_queues or default_vcpus(recipe)
         self._served: Served | None = None
         if host is None:
-            path = self._serve(device)
+            self._served = self._serve(device)
+            path = self._served.socket
+            self._explanation = self._served.explain()
+        elif not hasattr(host, "start"):
+            remedy = "it is part of QEMU: add guest=vb.LinuxGuest(), or drive QEMU's device with host=vb.StorageDaemon(image)"
+            raise ConfigError(f"host={host!r} without a real guest", remedy)
         else:
+            self._explanation = [f"the path of {host!r} is its own"]
             running = host.start()
             self._closers.append(running.close)
             path = running.socket
@@ -101,11 +107,11 @@ class VhostUserVm(LiveVm):
         self._channel = channel
         self.loop.watch(channel.fileno(), self._from_device)
 
-    def _serve(self, device: Any) -> str:
+    def _serve(self, device: Any) -> Served:
         recipe, machine = self.recipe, self.machine
-        self._served = served = serve(device, recipe.disk, engine=real_engine(recipe), poll_us=machine.poll_us, trace=machine.trace)
+        served = serve(device, recipe.disk, engine=real_engine(recipe), poll_us=machine.poll_us, trace=machine.trace)
         self._closers.append(served.close)
-        return served.socket
+        return served
 
     def _note(self) -> None:
         notes = self.notes
