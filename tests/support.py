@@ -279,7 +279,7 @@ class Held(Simulated):
         """End one operation, the oldest if none is named."""
         op = self.started[0] if op is None else op
         self.started.remove(op)
-        op.status = execute(self._store, op.op, op.sector << 9, op.length, op.segments, op.unmap)
+        op.status = execute(self.store, op.op, op.sector << 9, op.length, op.segments, op.unmap)
         self.end_io(op)
 
 

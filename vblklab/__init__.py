@@ -15,7 +15,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .device import VirtioBlkDevice
-    from .disk import ImageFile, Nvme, Ram
+    from .disk import ImageFile, Nvme, Ram, VolatileCache
     from .engine import IoUring, Mapped, Simulated, Sync, Threads
     from .errors import (
         BadAddress,
@@ -90,6 +90,7 @@ _WHERE = {
     "VirtioBlkDevice": "device",
     "VirtioBlkDriver": "guest.virtio_blk",
     "VirtioError": "errors",
+    "VolatileCache": "disk",
     "WAIT": "events",
     "Wait": "events",
     "check": "lab.check",

@@ -30,10 +30,12 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=["file", "ram"])
+@pytest.fixture(params=["file", "ram", "volatile"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Any, None, None]:
     if request.param == "ram":
         made: Any = RamStore(SIZE)
+    elif request.param == "volatile":
+        made = vb.VolatileCache(vb.Ram(SIZE)).open()
     else:
         path = tmp_path / "zero.img"
         path.write_bytes(bytes(SIZE))

@@ -12,7 +12,7 @@ from .answered import execute, fill_in, lab, misjudged, reference_answers
 
 NAME = "08_a_real_guest"
 ANSWERS = reference_answers(NAME)
-REVEALS = ("reveal-exception", "kill")
+REVEALS = ("reveal-exception", "reveal-bugs", "kill")
 
 
 def solved(tmp_path: Path, env: dict[str, str]) -> dict[str, str]:

@@ -116,7 +116,7 @@ def test_a_full_disk_fails_that_request_and_nothing_else(error: int, tmp_path) -
 
         def attach(self, engine, *args, **more):  # type: ignore[no-untyped-def]
             super().attach(engine, *args, **more)
-            store, device = engine._store, self
+            store, device = engine.store, self
             write = store.writev
 
             def writev(offset, views):  # type: ignore[no-untyped-def]

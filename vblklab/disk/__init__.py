@@ -3,6 +3,7 @@
 from .drive import BrdDriver, Drive, NvmeDriver, ServiceTime
 from .model import Disk, ImageFile, Nvme, Ram
 from .store import FileStore, RamStore, Store, open_image
+from .volatile import VolatileCache
 
 __all__ = [
     "BrdDriver",
@@ -16,5 +17,6 @@ __all__ = [
     "RamStore",
     "ServiceTime",
     "Store",
+    "VolatileCache",
     "open_image",
 ]

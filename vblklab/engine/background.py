@@ -78,7 +78,7 @@ class Threads(Simulated):
         self.event_fd = None
 
     def _run(self) -> None:
-        work, store, ended, fd = self._work, self._store, self._ended, self.event_fd
+        work, store, ended, fd = self._work, self.store, self._ended, self.event_fd
         assert fd is not None
         while (op := work.get()) is not None:
             op.status = execute(store, op.op, op.sector << 9, op.length, op.segments, op.unmap)
@@ -134,7 +134,7 @@ class IoUring(Simulated):
         while self.batch and len(running) < uring.entries:
             op = self.batch.pop(0)
             number = self._next
-            if op.op == _FLUSH and self._store.cache != "unsafe":  # type: ignore[attr-defined]
+            if op.op == _FLUSH and self.store.cache != "unsafe":  # type: ignore[attr-defined]
                 uring.fdatasync(self._fd, number)
             elif op.op in (_READ, _WRITE) and op.length and len(op.segments) <= 1024:
                 uring.move(op.op == _WRITE, self._fd, op.segments, op.sector << 9, number)
@@ -146,7 +146,7 @@ class IoUring(Simulated):
         uring.enter()
 
     def _through_the_store(self, op: IoOp) -> None:
-        op.status = execute(self._store, op.op, op.sector << 9, op.length, op.segments, op.unmap)
+        op.status = execute(self.store, op.op, op.sector << 9, op.length, op.segments, op.unmap)
         self._done.append(op)
         self._wake()
 

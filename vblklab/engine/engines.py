@@ -27,7 +27,8 @@ Steps = Generator[Any, int, Any]
 class _Engine:
     """What engines share: operations that wait for ``flush``, operations that are done.
 
-    ``event_fd``, if there is one, becomes readable when an operation ended in another thread; ``close`` gives back what ``attach`` took.
+    ``store`` is where the bytes are.  ``event_fd``, if there is one, becomes readable when an operation ended in another thread;
+    ``close`` gives back what ``attach`` took.
     """
 
     event_fd: int | None = None
@@ -35,7 +36,7 @@ class _Engine:
     def attach(self, iostack: IOStack | None, store: Store, wake: Callable[[], None]) -> None:
         """Stand on the simulated host's block layer, or on ``store`` alone; ``wake`` notifies whoever may wait for an operation here."""
         self._iostack = iostack
-        self._store = store
+        self.store = store
         self._wake = wake
         self.batch: list[IoOp] = []
         self._done: list[IoOp] = []
@@ -103,7 +104,7 @@ class Sync(_Engine):
             op = self.batch.pop(0)
             yield ("host:sys_enter_preadv64", op.io)
             if self._iostack is None:
-                op.status = execute(self._store, op.op, op.sector << 9, op.length, op.segments, op.unmap)
+                op.status = execute(self.store, op.op, op.sector << 9, op.length, op.segments, op.unmap)
                 self._done.append(op)
             else:
                 op.end_io = self._returned
@@ -119,7 +120,7 @@ class Sync(_Engine):
         reasons = overridden(self, WRITTEN, "engine")
         if reasons:
             return f"engine {reasons[0]}"
-        image = image_of(self._store)
+        image = image_of(self.store)
         return image if isinstance(image, str) else drain_of(*image, fast)
 
     def _returned(self, op: IoOp) -> None:

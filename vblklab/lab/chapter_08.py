@@ -51,7 +51,7 @@ class LinuxOn:
     def __init__(self, device: Any, disk: Any, recording: Path) -> None:
         if LinuxOn._open is not None:
             LinuxOn._open.close()
-        self.name = device.__name__ if isinstance(device, type) else type(device).__name__
+        self.name = device.__name__ if isinstance(device, type) else repr(device)
         self._asked = self.transcripts.setdefault(self.name, [])
         self._replay: list[dict[str, Any]] | None = None
         self._at = -1
@@ -216,6 +216,18 @@ def predict_exception(guess: str, linux: Any) -> Verdict:
     if not lives:
         return wrong("This guest does not answer any more.")
     return right(why) if guess == "yes" else wrong(why)
+
+
+@prediction("08", "For how many of the four broken devices will Linux log an error?", read=number)
+def predict_bugs(guess: float, logged: Any) -> Verdict:
+    try:
+        told = [name for name, text in logged.items() if int(str(text).split()[0])]
+    except (AttributeError, ValueError, IndexError):
+        raise ConfigError("these are no counts of log lines", "give the `logged` that the cells above filled") from None
+    if len(logged) < 4:
+        return wrong(f"Only {', '.join(logged) or 'none'} ran so far: run the cells above, all four.")
+    why = f"Linux logged an error for {', '.join(told) or 'none of them'}. A wrong answer that comes in good order looks like a right one."
+    return right(why) if guess == len(told) else wrong(why)
 
 
 @prediction("08", "How many errors will fio see when the device is killed under it?", read=number)
