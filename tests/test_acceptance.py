@@ -79,12 +79,19 @@ MACHINES = {
     "random interleaving": lambda: vb.SimMachine(seed=3, interleave="random", iolog=True, trace=0),
     "two processes": lambda: vb.LiveMachine(iolog=True),
     "two threads": lambda: vb.LiveMachine(device="thread", iolog=True),
+    "vhost-user": lambda: vb.VhostUserMachine(trace=False, iolog=True),
+    "QEMU's storage daemon": lambda: vb.VhostUserMachine(trace=False, iolog=True),
 }
+WHOLE = ("simulated", "two processes", "QEMU's storage daemon")
+EVERYWHERE = [pytest.param(name, marks=[pytest.mark.qemu] if "QEMU" in name else []) for name in MACHINES]
 
 
 def _check(machine: str, folder: Path, ios_a_job: int) -> dict[int, list[tuple[int, int, int]]]:
     path = _image(folder)
-    run = _recipe(path, ios_a_job, verify="crc32").run(MACHINES[machine]())
+    recipe = _recipe(path, ios_a_job, verify="crc32")
+    if "QEMU" in machine:
+        recipe = recipe.replace(host=vb.StorageDaemon(str(path), queues=4))
+    run = recipe.run(MACHINES[machine]())
     assert (run.ios, run.errors, run.mismatches) == (4 * ios_a_job, 0, 0), [job.mismatches for job in run.jobs]
     assert sum(job.verified_ios for job in run.jobs) > ios_a_job, "the second phase read back what was written"
     image = np.frombuffer(path.read_bytes(), np.uint8)
@@ -95,13 +102,13 @@ def _check(machine: str, folder: Path, ios_a_job: int) -> dict[int, list[tuple[i
     return ios
 
 
-@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("machine", EVERYWHERE)
 def test_a_verify_job_of_20_000_ios_leaves_the_image_of_an_independent_replay(machine: str, tmp_path: Path) -> None:
-    _check(machine, tmp_path, 5000 if machine in ("simulated", "two processes") else 1000)
+    _check(machine, tmp_path, 5000 if machine in WHOLE else 1000)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("machine", EVERYWHERE)
 def test_a_verify_job_of_100_000_ios_leaves_the_image_of_an_independent_replay(machine: str, tmp_path: Path) -> None:
     _check(machine, tmp_path, 25_000)
 

@@ -98,25 +98,6 @@ def test_a_broken_step_costs_its_request_and_shows_its_traceback() -> None:
 # -- QEMU's device -------------------------------------------------------------------------------------------------------------
 
 
-def on_the_daemon(image: Path, ios: int) -> None:
-    with image.open("wb") as file:
-        file.truncate(64 << 20)
-    run = recipe(ios, host=StorageDaemon(str(image), queues=4)).run(vb.VhostUserMachine(trace=False, iolog=False))
-    assert run.ios >= 4 * ios and not run.errors and not run.mismatches
-    assert any(image.read_bytes())
-
-
-@pytest.mark.qemu
-def test_our_driver_on_the_storage_daemon(tmp_path: Path) -> None:
-    on_the_daemon(tmp_path / "disk.img", 1250)
-
-
-@pytest.mark.qemu
-@pytest.mark.long
-def test_our_driver_on_the_storage_daemon_with_a_hundred_thousand(tmp_path: Path) -> None:
-    on_the_daemon(tmp_path / "disk.img", 25_000)
-
-
 @pytest.mark.qemu
 def test_a_daemon_that_cannot_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(vb.DiskError, match="does not exist"):

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import gzip
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -24,12 +25,13 @@ RECORDING = "recorded/chapter_08.json.gz"
 _ANSWER = one_of(yes="y survives lives", no="n dies panics")
 
 
-def linux_on(device: Any = None, disk: Any = None, *, recording: str | Path | None = None) -> LinuxOn:
+def linux_on(device: Any = None, disk: Any = None, *, console: bool = False, recording: str | Path | None = None) -> LinuxOn:
     """Boot a stock Linux whose /dev/vda is ``device``, served from a process of its own over ``disk``.
 
-    Where this machine has no QEMU or no kernel for it, says so in one line and answers from a recording of the same commands.
+    ``console=True`` shows what the kernel prints, as it comes.  Where this machine has no QEMU or no kernel for it, says so in one
+    line and answers from a recording of the same commands.
     """
-    return LinuxOn(VirtioBlkDevice if device is None else device, disk, Path(recording or DATA / RECORDING))
+    return LinuxOn(VirtioBlkDevice if device is None else device, disk, Path(recording or DATA / RECORDING), console)
 
 
 def scratch_image(size: int) -> str:
@@ -46,9 +48,10 @@ class LinuxOn:
     """A guest and the device below it, real or recorded (``real`` says which).  ``close()`` ends both; so does the next one."""
 
     _open: LinuxOn | None = None
+    _said_missing = ""
     transcripts: dict[str, list[dict[str, Any]]] = {}  # noqa: RUF012 - what was asked in this process, for a new recording
 
-    def __init__(self, device: Any, disk: Any, recording: Path) -> None:
+    def __init__(self, device: Any, disk: Any, recording: Path, console: bool = False) -> None:
         if LinuxOn._open is not None:
             LinuxOn._open.close()
         self.name = device.__name__ if isinstance(device, type) else repr(device)
@@ -59,20 +62,21 @@ class LinuxOn:
         self.served: Any
         self.guest = self.served = None
         try:
-            self._boot(device, disk)
+            self._boot(device, disk, console)
             self.provenance = f"{self.run('uname -r').strip()} under QEMU ({self.guest.accel}), now"
         except NotHere as missing:
             self.close()
             self._read(recording, missing)
         LinuxOn._open = self
 
-    def _boot(self, device: Any, disk: Any) -> None:
+    def _boot(self, device: Any, disk: Any, console: bool) -> None:
         from ..machine.serve import serve
         from ..peer import LinuxGuest, VhostUserDisk
 
         self.served = serve(device, disk, show=_show)
         try:
-            self.guest = LinuxGuest().boot([VhostUserDisk(self.served.socket)], progress=_Bar())
+            shown: dict[str, Any] = {"console": _print} if console else {"progress": _Bar()}
+            self.guest = LinuxGuest().boot([VhostUserDisk(self.served.socket)], **shown)
         except BaseException:
             self.served.close()
             raise
@@ -84,7 +88,10 @@ class LinuxOn:
         except (OSError, ValueError, KeyError):
             raise missing from None
         self.provenance = f"recorded: {kept['provenance']}"
-        print(f"{missing}\nHere a recording answers. {self.provenance}")
+        if LinuxOn._said_missing != str(missing):  # once is enough
+            LinuxOn._said_missing = str(missing)
+            print(missing)
+        print(f"A recording answers. {self.provenance}")
 
     @property
     def real(self) -> bool:
@@ -97,12 +104,17 @@ class LinuxOn:
     def _answer(self, kind: str, what: str, ask: Any) -> Any:
         """The answer of the guest, written down; or the recorded one."""
         if self._replay is None:
+            before = len(self.served.exceptions)
             answer = ask()
             self._asked.append({"kind": kind, "what": what, "answer": answer})
+            if told := self.served.exceptions[before:]:
+                self._asked[-1]["told"] = [_without_paths(text) for text in told]
             return answer
         fits = [at for at, each in enumerate(self._replay) if each["kind"] == kind and each["what"] == what]
         if fits:  # the next one in the chapter's order, or the last again: cells may run twice
             self._at = next((at for at in fits if at > self._at), fits[-1])
+            for text in self._replay[self._at].get("told", ()):
+                _show(text)
             return self._replay[self._at]["answer"]
         raise NotHere(
             f"the recording has no answer to {what!r}", "it knows the chapter's own commands, in their order; `make guest` brings a guest"
@@ -165,6 +177,16 @@ class LinuxOn:
 def _show(text: str) -> None:
     """A device's traceback, in the notebook."""
     print(f"the device raised, and its request failed with IOERR:\n{text}", file=sys.stdout, flush=True)
+
+
+def _without_paths(text: str) -> str:
+    """A traceback as it would be from anywhere."""
+    return text.replace(f"{Path(__file__).parent.parent.parent}{os.sep}", "")
+
+
+def _print(text: str) -> None:
+    with contextlib.suppress(ValueError, OSError):
+        print(text, end="", flush=True)
 
 
 class _Bar:
