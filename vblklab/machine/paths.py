@@ -1,0 +1,86 @@
+"""Which contexts of a simulated machine take the fused path, and why the others do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from ..device import VirtioBlkDevice
+from ..disk import Drive, NvmeDriver, ServiceTime
+from ..engine import Simulated
+from ..guest.fio import FioTask
+from ..guest.virtio_blk import VirtioBlkDriver
+from ..iostack import IOStack
+from ..kvm import KvmBus, KvmInterrupt
+from ..ring import SplitDevice, SplitDriver
+from ..transport import MmioRegisters
+from ..transport.mmio import InterruptStatus
+from .fused import guest_interrupts, guest_task
+from .fused_host import Hardware, device_loop, host_interrupts
+from .sched import Context
+from .untouched import Written
+
+__all__ = ["Choice", "choose", "fuse"]
+
+_WRITTEN = Written(
+    *(FioTask, IOStack, VirtioBlkDriver, SplitDriver, KvmBus, KvmInterrupt, MmioRegisters, InterruptStatus),
+    *(VirtioBlkDevice, SplitDevice, Simulated, NvmeDriver, Drive, ServiceTime),
+)
+_PLACED = ("on_notify", "on_interrupt")  # functions that the machine itself sets on the registers
+
+
+class Choice(NamedTuple):
+    """One context: ``why`` it keeps to the parts' own code, or None and ``steps`` to make its fused generator."""
+
+    context: Context
+    why: str | None
+    steps: Callable[[], Generator[Any, int, Any]]
+
+
+def choose(vm: Any) -> Iterator[Choice]:
+    """What each context of a machine that stands before its first I/O should run."""
+    hardware: list[Hardware] = []
+
+    def device() -> Generator[Any, int, Any]:
+        return device_loop(vm, hardware[0] if hardware else Hardware(vm))
+
+    rings, guest_parts = vm.driver.queues, (vm.iostack, vm.driver, vm._bus, vm.registers, vm.registers.interrupt)
+    engine_parts = (vm.engine, vm._host_stack, vm._host_stack.driver)
+    drive = getattr(vm._host_stack.driver, "drive", None)
+    host_parts = (*engine_parts, drive, getattr(drive, "service", None))
+    general = None if vm.machine.fast == "auto" else f"SimMachine(fast={vm.machine.fast!r})"
+    general = general or ("guest memory does not begin at address 0" if vm.memory.base else None)
+    guest = general or (None if vm._bus._fast else "kvm kick='mmio-exit': the vCPU's thread serves the queue")
+    for task, context in zip(vm.tasks, vm.task_contexts, strict=True):
+        why = guest or _first((task, *guest_parts, *rings))
+        if why is None and task.job.iodepth_batch != 1:
+            why = "iodepth_batch is not 1: a plug may merge"
+        if why is None and context.started:
+            why = "it has begun"
+        yield Choice(context, why, lambda task=task, context=context: guest_task(vm, task, context))
+    yield Choice(vm._irq_context, guest or _first((*guest_parts, vm._interrupt, *rings)), lambda: guest_interrupts(vm))
+    queues = vm.device.queues.values()
+    yield Choice(vm._device_context, general or _first((vm.device, *host_parts, vm._interrupt, *queues)), device)
+    if drive is not None:
+        yield Choice(vm._host_irq, general or _first(host_parts), lambda: host_interrupts(vm))
+
+
+def _first(parts: Iterable[Any]) -> str | None:
+    """Why the first of these parts that was touched was; ``attach`` only wires."""
+    for part in parts:
+        why = _WRITTEN.touched(part, but=("attach", *_PLACED))
+        if why is not None:
+            return why
+    return None
+
+
+def fuse(choices: Iterable[Choice]) -> list[Choice]:
+    """Put fused generators in the place of those that may be and idle or have not begun; returns what has to wait for that."""
+    busy = []
+    for one in choices:
+        if one.why is None:
+            if one.context.waiting or not one.context.started:
+                one.context.replace(one.steps())
+            else:
+                busy.append(one)
+    return busy
