@@ -13,7 +13,7 @@ is one trace point.  ``sched.now`` is set before anything that asks for it: a wa
 from __future__ import annotations
 
 import errno
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from struct import Struct
 from typing import Any
 
@@ -24,12 +24,16 @@ from ..iostack import Bio
 from ..kvm.wiring import GSI
 from ..spec.virtio import Status
 from ..spec.virtio_mmio import Reg
+from .sched import PAUSE
 
 __all__ = ["DATA_IN", "DATA_OUT", "HEADER", "INDIRECT", "STATUS", "SlotBio", "guest_interrupts", "guest_task"]
 
 Steps = Generator[Any, int, Any]
+Solo = Callable[[Any, int, int, int, int], int]
 pack_three = Struct("<6Q").pack_into  # three descriptors, each its address and its other half
 pack_two = Struct("<2Q").pack_into
+unpack_three = Struct("<6Q").unpack_from
+unpack_two = Struct("<2Q").unpack_from
 # The other half of a descriptor: length, flags, next.
 INDIRECT = 48 | 4 << 32
 HEADER = 16 | 1 << 32 | 1 << 48
@@ -39,6 +43,7 @@ _NOTIFY, _CAUSES, _ACK = int(Reg.QUEUE_NOTIFY), int(Reg.INTERRUPT_STATUS), int(R
 _DRIVER_OK = int(Status.DRIVER_OK)
 _ERRNO_OF = virtio_blk._ERRNO_OF
 _READ, _WRITE, _SYNC = 0, 1, 3
+_ALONE_MOST = 2000  # I/Os without a switch of contexts, after which the machine looks up
 
 
 class SlotBio(Bio):
@@ -47,15 +52,15 @@ class SlotBio(Bio):
     __slots__ = ("context", "done")
 
 
-def guest_task(vm: Any, task: FioTask, me: Any) -> Steps:
-    """``FioTask.run`` down to the doorbell, in the context ``me``."""
+def guest_task(vm: Any, task: FioTask, me: Any, solo: Solo | None) -> Steps:
+    """``FioTask.run`` down to the doorbell, in the context ``me``; ``solo`` carries an I/O out that is alone on the machine."""
     now = yield None  # the time at which it begins
-    now = yield from _phase(vm, task, me, task._main_ios(), now, measured=True)
+    now = yield from _phase(vm, task, me, solo, task._main_ios(), now, measured=True)
     if task._shadow is not None and task._written and not task.stopping:
-        yield from _phase(vm, task, me, task._verify_ios(), now, measured=False)
+        yield from _phase(vm, task, me, solo, task._verify_ios(), now, measured=False)
 
 
-def _phase(vm: Any, task: FioTask, me: Any, units: Iterator[tuple[int, int, int]], now: int, *, measured: bool) -> Steps:
+def _phase(vm: Any, task: FioTask, me: Any, solo: Solo | None, units: Iterator[tuple[int, int, int]], now: int, *, measured: bool) -> Steps:
     """``FioTask._phase``, one I/O a system call; returns the time."""
     sched, bus, registers, iostack, driver = vm.scheduler, vm._bus, vm.registers, vm.iostack, vm.driver
     heap, cost = sched._heap, sched.table
@@ -78,7 +83,7 @@ def _phase(vm: Any, task: FioTask, me: Any, units: Iterator[tuple[int, int, int]
     most = iostack._max_bytes if not iostack._cut_always and ring.indirect_segments >= 3 else 0
     unit: tuple[int, int, int] | None = None
     exhausted = started = False
-    ended_ns = 0
+    ended_ns = alone = 0
     while True:
         while free and not exhausted:
             unit = unit or next(units, None)
@@ -96,16 +101,31 @@ def _phase(vm: Any, task: FioTask, me: Any, units: Iterator[tuple[int, int, int]
                 task._prepare(slot, unit)
             unit = None
             task._io = io = task._io + 1
+            bio = slot.bio
+            if bio is None:
+                bio = slot.bio = SlotBio(op, 0, length, slot.segments, io, queue, task._end_io, slot)
+                bio.done, bio.context = done, me
+            if solo is not None and not free and not done and (woken := solo(slot, op, offset, length, now)):
+                if not started:
+                    started = True
+                    if measured:
+                        stat.start_ns = slot.start_ns
+                depths[all_slots] = depths.get(all_slots, 0) + 1
+                bio.io = io
+                bio.status = 0
+                done.append(bio)
+                now = woken
+                alone += 1
+                if not alone % _ALONE_MOST:
+                    sched.now = now
+                    now = yield PAUSE
+                break
             start_ns = now = t if heap[0][0] > (t := now + c_enter) else (yield t, "sys_enter_io_submit", io, 1)
             if op > _WRITE or length > most or len(slot.segments) != 1 or not tags:
                 sched.now = now
                 yield from iostack.submit_bio(task._bio(slot, io), None, wake)
                 now = sched.now
             else:
-                bio = slot.bio
-                if bio is None:
-                    bio = slot.bio = SlotBio(op, 0, length, slot.segments, io, queue, task._end_io, slot)
-                    bio.done, bio.context = done, me
                 if bio.length != length:
                     bio.length = length
                     bio.segments = slot.segments if length == whole else [(slot.gpa, length)]

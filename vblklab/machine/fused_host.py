@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from functools import partial
 from heapq import heappush
-from struct import Struct
 from typing import Any
 
 from ..device import BlkRequest, IoOp
@@ -20,13 +19,11 @@ from ..iostack import Plug
 from ..kvm.wiring import GSI
 from ..ring import Chain
 from ..spec.virtio_blk import ReqType
-from .fused import DATA_IN, DATA_OUT, HEADER, INDIRECT, STATUS
+from .fused import DATA_IN, DATA_OUT, HEADER, INDIRECT, STATUS, unpack_three, unpack_two
 
 __all__ = ["Hardware", "device_loop", "host_interrupts"]
 
 Steps = Generator[Any, int, Any]
-_unpack_three = Struct("<6Q").unpack_from
-_unpack_two = Struct("<2Q").unpack_from
 _READ, _WRITE = 0, 1
 _IN, _OUT = int(ReqType.IN), int(ReqType.OUT)
 _PLUG_MAX = 32
@@ -43,8 +40,23 @@ class Hardware:
         store, completion = drive.store, drive.completion
         heap, order, notify, trace = sched._heap, sched._order, vm._host_irq.notify, drive._trace
         ram = type(store) is RamStore
-        reads = [int(service.read_ns * factor) for factor in service._factors]
-        dies, laps, ways, bytes_per_us = service._dies, len(reads), len(service._dies), service.bytes_per_us
+        work = [[int(ns * factor) for factor in service._factors] for ns in (service.read_ns, service.write_ns)]
+        dies, laps, ways, bytes_per_us = service._dies, len(service._factors), len(service._dies), service.bytes_per_us
+
+        def done(now: int, op: int, sector: int, length: int) -> int:
+            """``ServiceTime.done``."""
+            if op > _WRITE:
+                return service.done(now, op, sector, length)
+            service._next = lap = (service._next + 1) % laps
+            die = (sector >> 3) * 0x9E3779B1 % 0xFFFFFFFB % ways
+            end = dies[die]
+            if end < now:
+                end = now
+            dies[die] = end = end + work[op][lap]
+            if service._link_free > end:
+                end = service._link_free
+            service._link_free = end = end + length * 1000 // bytes_per_us
+            return end
 
         def end(rq: Any, now: int) -> None:
             views = rq.segments
@@ -67,21 +79,10 @@ class Hardware:
             if sched.observe is not None:
                 sched.now = now
                 trace(("nvme_fetch", rq.key))
-            if rq.op == _READ:
-                service._next = lap = (service._next + 1) % laps
-                sector = rq.sector
-                die = (sector >> 3) * 0x9E3779B1 % 0xFFFFFFFB % ways
-                done = dies[die]
-                if done < now:
-                    done = now
-                dies[die] = done = done + reads[lap]
-                if service._link_free > done:
-                    done = service._link_free
-                service._link_free = done = done + rq.length * 1000 // bytes_per_us
-            else:
-                done = service.done(now, rq.op, rq.sector, rq.length)
-            heappush(heap, (done, order(), ends[rq.tag]))
+            heappush(heap, (done(now, rq.op, rq.sector, rq.length), order(), ends[rq.tag]))
 
+        self.done = done
+        self.least_ns = min(min(one) for one in work)
         self.fetch: Callable[[Any, int], None] = fetch
 
 
@@ -281,13 +282,13 @@ def device_loop(vm: Any, hardware: Hardware) -> Steps:
                         head = avail[2 + (last & mask)]
                         segments = None
                         if head < size and (shadow - last) & 0xFFFF <= size and queue.in_flight < size:
-                            at, half = _unpack_two(desc, head << 4)
+                            at, half = unpack_two(desc, head << 4)
                             if half == INDIRECT and at + 48 <= end_of_memory:
-                                header, header_half, data, half, tail, tail_half = _unpack_three(memory, at)
+                                header, header_half, data, half, tail, tail_half = unpack_three(memory, at)
                                 if header_half == HEADER and tail_half == STATUS and header + 16 <= end_of_memory and tail < end_of_memory:
                                     segments = views.get((data, half)) or ring.view(memory, data, half)
                         if segments is not None:
-                            kind, sector = _unpack_two(memory, header)
+                            kind, sector = unpack_two(memory, header)
                             op = ops[head] or ring.op(head)
                             request = op.request
                             if request.left or kind != _KIND[half >> 32]:

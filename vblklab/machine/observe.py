@@ -6,14 +6,14 @@ from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
 from ..events import EVENTS, GROUPS, Wait
-from ..trace.correlate import Correlator
+from ..trace.correlate import Correlator, Handler
 from ..trace.run import TraceEvent
 from .sched import Context, Scheduler
 
 __all__ = ["Observer", "Seen", "trace_event"]
 
-_ALL = 1000  # I/Os whose every step is followed; after them one window in eight is
-_WINDOWS = 8
+_ALL = 1000  # I/Os whose every step is followed; after them one window in 32 is
+_WINDOWS = 32
 
 
 class Seen(NamedTuple):
@@ -23,6 +23,9 @@ class Seen(NamedTuple):
     order: int
     context: Context
     ev: tuple[Any, ...]
+
+
+_Planned = tuple[int, str, "tuple[int, ...] | None", "Handler | None"]
 
 
 class Observer:
@@ -38,6 +41,7 @@ class Observer:
         self._queue: list[Seen] = []
         self._window = 0
         self._correlating = True
+        self._plans: dict[str, list[_Planned]] = {}
 
     def before(self, completed: int) -> None:
         """A chunk of the run begins: decide whether it is observed."""
@@ -47,6 +51,7 @@ class Observer:
             correlate = self._window % _WINDOWS == 0
             if correlate:
                 self._correlator.forget()  # the window before this one was not seen: nothing may be matched across it
+                self._plans.clear()
         self._correlating = correlate
         self._scheduler.observe = self._observe if correlate or self._trace_left > 0 else None
 
@@ -68,20 +73,32 @@ class Observer:
             if isinstance(ev, Wait) and self._trace_left > 0:
                 self._keep(now, context, ("wait",))
             return
-        members = GROUPS.get(ev[0])
-        if members is None:
-            self._one(now, context, ev)
-            return
-        table = self._scheduler.table
-        for key, places in members:
-            self._one(now, context, (key, *[ev[at] for at in places]))
-            now += table[key]
+        keeping = self._trace_left > 0 or self._stepping
+        correlator = self._correlator if self._correlating else None
+        for after_ns, key, places, handler in self._plans.get(ev[0]) or self._plan(ev[0]):
+            if not keeping and handler is None:
+                continue
+            one = ev if places is None else (key, *[ev[at] for at in places])
+            if correlator is not None and handler is not None:
+                try:
+                    handler(now + after_ns, one)
+                except KeyError:
+                    correlator.unmatched += 1
+                except IndexError:
+                    correlator.feed(now + after_ns, one)  # says what the point lacks
+            if keeping:
+                self._keep(now + after_ns, context, one)
 
-    def _one(self, now: int, context: Context, ev: tuple[Any, ...]) -> None:
-        if self._correlating:
-            self._correlator.feed(now, ev)
-        if self._trace_left > 0 or self._stepping:
-            self._keep(now, context, ev)
+    def _plan(self, key: str) -> list[_Planned]:
+        """What a yielded key stands for: its points, each with the time after the first, its arguments and who wants it."""
+        handlers, table = self._correlator.handlers, self._scheduler.table
+        plan: list[_Planned] = []
+        after_ns = 0
+        for member, places in GROUPS.get(key, ((key, None),)):
+            plan.append((after_ns, member, places, handlers.get(member)))
+            after_ns += table.get(member, 0)
+        self._plans[key] = plan
+        return plan
 
     def _keep(self, now: int, context: Context, ev: tuple[Any, ...]) -> None:
         self._order += 1

@@ -15,8 +15,9 @@ from ..kvm import KvmBus, KvmInterrupt
 from ..ring import SplitDevice, SplitDriver
 from ..transport import MmioRegisters
 from ..transport.mmio import InterruptStatus
-from .fused import guest_interrupts, guest_task
+from .fused import Solo, guest_interrupts, guest_task
 from .fused_host import Hardware, device_loop, host_interrupts
+from .fused_solo import solo_path
 from .sched import Context
 from .untouched import Written
 
@@ -39,30 +40,34 @@ class Choice(NamedTuple):
 
 def choose(vm: Any) -> Iterator[Choice]:
     """What each context of a machine that stands before its first I/O should run."""
-    hardware: list[Hardware] = []
-
-    def device() -> Generator[Any, int, Any]:
-        return device_loop(vm, hardware[0] if hardware else Hardware(vm))
-
     rings, guest_parts = vm.driver.queues, (vm.iostack, vm.driver, vm._bus, vm.registers, vm.registers.interrupt)
     engine_parts = (vm.engine, vm._host_stack, vm._host_stack.driver)
+    queues = vm.device.queues.values()
     drive = getattr(vm._host_stack.driver, "drive", None)
     host_parts = (*engine_parts, drive, getattr(drive, "service", None))
     general = None if vm.machine.fast == "auto" else f"SimMachine(fast={vm.machine.fast!r})"
     general = general or ("guest memory does not begin at address 0" if vm.memory.base else None)
     guest = general or (None if vm._bus._fast else "kvm kick='mmio-exit': the vCPU's thread serves the queue")
+    irq_why = guest or _first((*guest_parts, vm._interrupt, *rings))
+    device_why = general or _first((vm.device, *host_parts, vm._interrupt, *queues))
+    host_why = general or (None if drive is not None else "no drive") or _first(host_parts)
+    hardware = Hardware(vm) if drive is not None and device_why is None else None
+    alone = irq_why is None and host_why is None and hardware is not None
+
+    def solo(task: FioTask, context: Context) -> Solo | None:
+        return solo_path(vm, task, context, hardware) if alone else None
+
     for task, context in zip(vm.tasks, vm.task_contexts, strict=True):
         why = guest or _first((task, *guest_parts, *rings))
         if why is None and task.job.iodepth_batch != 1:
             why = "iodepth_batch is not 1: a plug may merge"
         if why is None and context.started:
             why = "it has begun"
-        yield Choice(context, why, lambda task=task, context=context: guest_task(vm, task, context))
-    yield Choice(vm._irq_context, guest or _first((*guest_parts, vm._interrupt, *rings)), lambda: guest_interrupts(vm))
-    queues = vm.device.queues.values()
-    yield Choice(vm._device_context, general or _first((vm.device, *host_parts, vm._interrupt, *queues)), device)
+        yield Choice(context, why, lambda task=task, context=context: guest_task(vm, task, context, solo(task, context)))
+    yield Choice(vm._irq_context, irq_why, lambda: guest_interrupts(vm))
+    yield Choice(vm._device_context, device_why, lambda: device_loop(vm, hardware))
     if drive is not None:
-        yield Choice(vm._host_irq, general or _first(host_parts), lambda: host_interrupts(vm))
+        yield Choice(vm._host_irq, host_why, lambda: host_interrupts(vm))
 
 
 def _first(parts: Iterable[Any]) -> str | None:

@@ -20,7 +20,7 @@ from ..errors import ConfigError
 from ..events import EVENTS, GROUPS, WAIT, Spend, Wait
 from .costs import CostTable
 
-__all__ = ["Context", "Cpu", "Scheduler"]
+__all__ = ["PAUSE", "Context", "Cpu", "Fused", "Scheduler"]
 
 
 class Cpu:
@@ -88,6 +88,8 @@ class _Timer:
 
 
 _FOREVER = 1 << 62
+PAUSE = object()
+"""Yielded by a fused context that has gone on long without a switch: the end of a chunk, for who waits between chunks."""
 _DUE = (-1, 0, None)  # earlier than everything: a fused context that finds it on the heap passes no trace point by itself
 
 
@@ -244,6 +246,9 @@ class Scheduler:
                     continue
                 if ev.__class__ is tuple and ev[0].__class__ is int:  # it has looked: something is due
                     heappush(heap, (ev[0], order(), context))
+                elif ev is PAUSE:
+                    heappush(heap, (self.now, place, context))
+                    return True
                 elif ev is not None and self._turn(context, now, place, ev, budget):
                     return True
             elif context.__class__ is partial:
@@ -392,9 +397,8 @@ class Scheduler:
             finally:
                 heappop(heap)
             if ev.__class__ is tuple and ev[0].__class__ is int:
-                when, *ev = ev
-                ev = tuple(ev)
-                self.now = when - self.table[ev[0]]
+                self.now = ev[0] - self.table[ev[1]]
+                ev = ev[1:]
             if observe is not None:
                 observe(self.now, context, ev)
             return ev

@@ -16,7 +16,9 @@ class Written:
         for cls in classes:
             found: dict[str, Any] = {}
             for owner in reversed(cls.__mro__[:-1]):
-                found |= {name: value for name, value in vars(owner).items() if callable(value) or isinstance(value, (staticmethod, property))}
+                found |= {
+                    name: value for name, value in vars(owner).items() if callable(value) or isinstance(value, (staticmethod, property))
+                }
             self._methods[cls] = found
 
     def touched(self, part: Any, but: Iterable[str] = ()) -> str | None:
