@@ -51,6 +51,9 @@ class SlotBio(Bio):
 
     __slots__ = ("context", "done")
 
+    context: Any
+    done: Any
+
 
 def guest_task(vm: Any, task: FioTask, me: Any, solo: Solo | None) -> Steps:
     """``FioTask.run`` down to the doorbell, in the context ``me``; ``solo`` carries an I/O out that is alone on the machine."""
@@ -301,7 +304,7 @@ def guest_interrupts(vm: Any) -> Steps:
                         iostack._free(hctx, rq)
                     else:
                         tags.append(rq.tag)
-                    if bio.__class__ is not SlotBio:
+                    if type(bio) is not SlotBio:
                         bio.end_io(bio)
                         continue
                     bio.done.append(bio)

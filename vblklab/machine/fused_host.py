@@ -5,6 +5,7 @@ What ``fused.py`` says holds here too.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator
 from functools import partial
 from heapq import heappush
@@ -45,8 +46,10 @@ class Hardware:
 
         def done(now: int, op: int, sector: int, length: int) -> int:
             """``ServiceTime.done``."""
+            end: int
             if op > _WRITE:
-                return service.done(now, op, sector, length)
+                end = service.done(now, op, sector, length)
+                return end
             service._next = lap = (service._next + 1) % laps
             die = (sector >> 3) * 0x9E3779B1 % 0xFFFFFFFB % ways
             end = dies[die]
@@ -58,7 +61,13 @@ class Hardware:
             service._link_free = end = end + length * 1000 // bytes_per_us
             return end
 
+        # The link makes commands end in the order of their fetch, so all but the first stand in line instead of on the heap.
+        line: deque[tuple[int, int, Callable[[int], None]]] = deque()
+
         def end(rq: Any, now: int) -> None:
+            line.popleft()
+            if line:
+                heappush(heap, line[0])
             views = rq.segments
             error = 0
             if ram and rq.op <= _WRITE and len(views) == 1 and (stop := (start := rq.sector << 9) + rq.length) <= store.size:
@@ -79,7 +88,13 @@ class Hardware:
             if sched.observe is not None:
                 sched.now = now
                 trace(("nvme_fetch", rq.key))
-            heappush(heap, (done(now, rq.op, rq.sector, rq.length), order(), ends[rq.tag]))
+            entry = (done(now, rq.op, rq.sector, rq.length), next(order), ends[rq.tag])
+            if not line:
+                heappush(heap, entry)
+            elif rq.op > _WRITE or entry[0] < line[-1][0]:  # a flush does not cross the link
+                heappush(heap, (*entry[:2], partial(drive._end, rq)))
+                return
+            line.append(entry)
 
         self.done = done
         self.least_ns = min(min(one) for one in work)
@@ -127,7 +142,7 @@ def host_interrupts(vm: Any) -> Steps:
                 host._free(hctx, rq)
             else:
                 tags.append(rq.tag)
-            if bio.__class__ is not HeadOp or vcpu_may_wait:
+            if type(bio) is not HeadOp or vcpu_may_wait:
                 bio.end_io(bio)
                 continue
             engine._done.append(bio)
@@ -175,7 +190,7 @@ class _Ring:
         return op
 
 
-def device_loop(vm: Any, hardware: Hardware) -> Steps:
+def device_loop(vm: Any, hardware: Any) -> Steps:
     """``VirtioBlkDevice.run`` with ``Simulated.flush``, the host's block layer and ``nvme_queue_rq`` inside it."""
     sched, device, engine, host, interrupt = vm.scheduler, vm.device, vm.engine, vm._host_stack, vm._interrupt
     heap, cost = sched._heap, sched.table
@@ -184,9 +199,6 @@ def device_loop(vm: Any, hardware: Hardware) -> Steps:
     )
     c_fill, c_flush, c_irqfd = cost["completion_to_ring"], cost["virtqueue_flush"], cost["irqfd"]
     c_submit, c_bio, c_command = cost["host:sys_enter_io_submit"], cost["host:bio_to_request"], cost["nvme_command"]
-    c_held, c_queue, c_tag, c_unplug = (
-        cost[key] for key in ("nvme_queue_rq", "host:block_bio_queue", "host:block_getrq", "host:block_unplug")
-    )
     memory = vm.memory.bytes
     end_of_memory = len(memory)
     irqfd, pending, wake_vcpu = interrupt._irqfd, interrupt._pending, vm._irq_context.notify
@@ -206,7 +218,7 @@ def device_loop(vm: Any, hardware: Hardware) -> Steps:
             work = True
             epoch = device.epoch
             for op in completed:
-                if op.__class__ is not HeadOp or op.status or op.epoch != epoch or op.op == _WRITE and not device.writeback:
+                if type(op) is not HeadOp or op.status or op.epoch != epoch or (op.op == _WRITE and not device.writeback):
                     sched.now = now
                     yield from device.complete_batch(completed)
                     now = sched.now
@@ -321,18 +333,17 @@ def device_loop(vm: Any, hardware: Hardware) -> Steps:
                         queue.last_avail_idx = (last + 1) & 0xFFFF
                         queue.in_flight += 1
                         sectors = op.length >> 9
-                        if kind == _IN:
-                            now = t if heap[0][0] > (t := now + c_read) else (yield t, "pop_read", request.key, sector, sectors)
+                        if heap[0][0] > (t := now + (c_write if kind else c_read)):
+                            now = t
                         else:
-                            now = t if heap[0][0] > (t := now + c_write) else (yield t, "pop_write", request.key, sector, sectors)
-                        if device.queues.get(number) is not queue:
-                            break
+                            now = yield t, "pop_write" if kind else "pop_read", request.key, sector, sectors
+                            if device.queues.get(number) is not queue:
+                                break
                         if (
                             sector & block_mask
                             or sectors & block_mask
                             or sector + sectors > device.capacity_sectors
-                            or kind
-                            and device.read_only
+                            or (kind and device.read_only)
                         ):
                             sched.now = now
                             yield from device.handle_request(request)
@@ -351,7 +362,7 @@ def device_loop(vm: Any, hardware: Hardware) -> Steps:
                         now = t if heap[0][0] > (t := now + c_submit) else (yield t, "host:sys_enter_io_submit", op.io)
                         if len(batch) > 1:
                             now = yield from _submit_plugged(vm, batch, fetch, now)
-                        elif op.__class__ is not HeadOp or op.length > most or not tags:
+                        elif type(op) is not HeadOp or op.length > most or not tags:
                             sched.now = now
                             yield from host.submit_bio(op, None, wake)
                             now = sched.now
@@ -415,7 +426,7 @@ def _submit_plugged(vm: Any, batch: list[Any], fetch: Callable[[Any, int], None]
     touching: set[int] = set()  # where plugged requests begin and end, as sectors: only there can an operation join one
     for op in batch:
         length, sector = op.length, op.sector
-        if op.__class__ is not HeadOp or length > most or not tags:
+        if type(op) is not HeadOp or length > most or not tags:
             sched.now = now
             yield from host.submit_bio(op, plug, wake)
             now = sched.now

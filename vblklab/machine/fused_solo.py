@@ -77,7 +77,7 @@ def solo_path(vm: Any, task: Any, me: Any, hardware: Any) -> Callable[[Any, int,
             or (waiting[0] or waiting[1] or not tags or not heads or not host.queues[0].tags or host.driver.free < 1)
             or (offset + length > device.capacity_sectors << 9 or offset + length > store.size or driver.failed is not None)
             or ((op and (device.read_only or not device.writeback)) or device.queues.get(number) is not queue or device.broken is not None)
-            or any(context.__class__ is not Fused for context in contexts)
+            or any(type(context) is not Fused for context in contexts)
         ):
             return 0
         # D1 to D3: the driver's half
@@ -121,6 +121,7 @@ def solo_path(vm: Any, task: Any, me: Any, hardware: Any) -> Callable[[Any, int,
         interrupt.notifies += 1
         bus.fast_mmio += 1
         bus.exits += 2
-        return ended + to_task
+        woken: int = ended + to_task
+        return woken
 
     return solo

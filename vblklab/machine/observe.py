@@ -6,7 +6,7 @@ from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
 from ..events import EVENTS, GROUPS, Wait
-from ..trace.correlate import Correlator, Handler
+from ..trace.correlate import Correlator
 from ..trace.run import TraceEvent
 from .sched import Context, Scheduler
 
@@ -25,7 +25,7 @@ class Seen(NamedTuple):
     ev: tuple[Any, ...]
 
 
-_Planned = tuple[int, str, "tuple[int, ...] | None", "Handler | None"]
+_Planned = tuple[int, str, "tuple[int, ...] | None", Any]
 
 
 class Observer:
@@ -41,7 +41,7 @@ class Observer:
         self._queue: list[Seen] = []
         self._window = 0
         self._correlating = True
-        self._plans: dict[str, list[_Planned]] = {}
+        self._plans: dict[str, tuple[list[_Planned], list[_Planned]]] = {}
 
     def before(self, completed: int) -> None:
         """A chunk of the run begins: decide whether it is observed."""
@@ -69,35 +69,38 @@ class Observer:
         return None
 
     def _observe(self, now: int, context: Context, ev: Any) -> None:
-        if ev.__class__ is not tuple:
+        if type(ev) is not tuple:
             if isinstance(ev, Wait) and self._trace_left > 0:
                 self._keep(now, context, ("wait",))
             return
-        keeping = self._trace_left > 0 or self._stepping
-        correlator = self._correlator if self._correlating else None
-        for after_ns, key, places, handler in self._plans.get(ev[0]) or self._plan(ev[0]):
-            if not keeping and handler is None:
-                continue
-            one = ev if places is None else (key, *[ev[at] for at in places])
-            if correlator is not None and handler is not None:
+        plan = self._plans.get(ev[0])
+        if plan is None:
+            plan = self._plan(ev[0])
+        if self._correlating:
+            for after_ns, key, places, handler in plan[0]:
+                one = ev if places is None else (key, *[ev[at] for at in places])
                 try:
                     handler(now + after_ns, one)
                 except KeyError:
-                    correlator.unmatched += 1
+                    self._correlator.unmatched += 1
                 except IndexError:
-                    correlator.feed(now + after_ns, one)  # says what the point lacks
-            if keeping:
-                self._keep(now + after_ns, context, one)
+                    self._correlator.feed(now + after_ns, one)  # says what the point lacks
+        if self._trace_left > 0 or self._stepping:
+            for after_ns, key, places, _ in plan[1]:
+                self._keep(now + after_ns, context, ev if places is None else (key, *[ev[at] for at in places]))
 
-    def _plan(self, key: str) -> list[_Planned]:
-        """What a yielded key stands for: its points, each with the time after the first, its arguments and who wants it."""
+    def _plan(self, key: str) -> tuple[list[_Planned], list[_Planned]]:
+        """What a yielded key stands for: its points, each with the time after the first, its arguments and who wants it.
+
+        First those that the correlator wants, then all.
+        """
         handlers, table = self._correlator.handlers, self._scheduler.table
-        plan: list[_Planned] = []
+        points: list[_Planned] = []
         after_ns = 0
         for member, places in GROUPS.get(key, ((key, None),)):
-            plan.append((after_ns, member, places, handlers.get(member)))
+            points.append((after_ns, member, places, handlers.get(member)))
             after_ns += table.get(member, 0)
-        self._plans[key] = plan
+        plan = self._plans[key] = ([point for point in points if point[3] is not None], points)
         return plan
 
     def _keep(self, now: int, context: Context, ev: tuple[Any, ...]) -> None:

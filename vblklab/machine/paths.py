@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from ..device import VirtioBlkDevice
@@ -18,7 +19,7 @@ from ..transport.mmio import InterruptStatus
 from .fused import Solo, guest_interrupts, guest_task
 from .fused_host import Hardware, device_loop, host_interrupts
 from .fused_solo import solo_path
-from .sched import Context
+from .sched import Context, Fused
 from .untouched import Written
 
 __all__ = ["Choice", "choose", "fuse"]
@@ -47,6 +48,8 @@ def choose(vm: Any) -> Iterator[Choice]:
     host_parts = (*engine_parts, drive, getattr(drive, "service", None))
     general = None if vm.machine.fast == "auto" else f"SimMachine(fast={vm.machine.fast!r})"
     general = general or ("guest memory does not begin at address 0" if vm.memory.base else None)
+    if any(context.started and type(context) is not Fused for context in vm.task_contexts):
+        general = general or "the application was stepped into"
     guest = general or (None if vm._bus._fast else "kvm kick='mmio-exit': the vCPU's thread serves the queue")
     irq_why = guest or _first((*guest_parts, vm._interrupt, *rings))
     device_why = general or _first((vm.device, *host_parts, vm._interrupt, *queues))
@@ -61,13 +64,15 @@ def choose(vm: Any) -> Iterator[Choice]:
         why = guest or _first((task, *guest_parts, *rings))
         if why is None and task.job.iodepth_batch != 1:
             why = "iodepth_batch is not 1: a plug may merge"
-        if why is None and context.started:
-            why = "it has begun"
-        yield Choice(context, why, lambda task=task, context=context: guest_task(vm, task, context, solo(task, context)))
-    yield Choice(vm._irq_context, irq_why, lambda: guest_interrupts(vm))
-    yield Choice(vm._device_context, device_why, lambda: device_loop(vm, hardware))
+        yield Choice(context, why, partial(_task, vm, task, context, solo))
+    yield Choice(vm._irq_context, irq_why, partial(guest_interrupts, vm))
+    yield Choice(vm._device_context, device_why, partial(device_loop, vm, hardware))
     if drive is not None:
-        yield Choice(vm._host_irq, host_why, lambda: host_interrupts(vm))
+        yield Choice(vm._host_irq, host_why, partial(host_interrupts, vm))
+
+
+def _task(vm: Any, task: FioTask, context: Context, solo: Callable[[FioTask, Context], Solo | None]) -> Generator[Any, int, Any]:
+    return guest_task(vm, task, context, solo(task, context))
 
 
 def _first(parts: Iterable[Any]) -> str | None:
@@ -84,8 +89,17 @@ def fuse(choices: Iterable[Choice]) -> list[Choice]:
     busy = []
     for one in choices:
         if one.why is None:
-            if one.context.waiting or not one.context.started:
+            if _at_rest(one.context):
                 one.context.replace(one.steps())
             else:
                 busy.append(one)
     return busy
+
+
+def _at_rest(context: Context) -> bool:
+    """Not begun, or idle in the outermost loop and not somewhere inside it, where a part waits for a tag or an operation."""
+    generator: Any = context.generator
+    inner = generator.gi_yieldfrom
+    if inner is not None and generator.gi_code.co_name == "_start_device":
+        inner = inner.gi_yieldfrom
+    return not context.started or (context.waiting and inner is None)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 from itertools import chain, count, repeat
 from typing import Any
 
@@ -111,7 +111,7 @@ class Scheduler:
         self.fused = False
         self.observe: Callable[[int, Context, Any], None] | None = None
         self._heap: list[tuple[int, int, Any]] = [(_FOREVER, 0, _look)]
-        self._order = count(1).__next__
+        self._order = count(1)
         self._interleave = interleave
         self._costs = costs
         self.table: dict[str, int] = {}
@@ -132,7 +132,7 @@ class Scheduler:
 
     def at(self, when: int, call: Callable[[int], None]) -> None:
         """Call ``call(when)`` at a time: the hardware's own clockwork, outside all contexts."""
-        heappush(self._heap, (when, self._order(), call))
+        heappush(self._heap, (when, next(self._order), call))
 
     def add(
         self,
@@ -157,7 +157,7 @@ class Scheduler:
     # -- notifications ---------------------------------------------------------------------------------------------------
 
     def _push(self, when: int, what: Any) -> None:
-        heappush(self._heap, (when, self._order(), what))
+        heappush(self._heap, (when, next(self._order), what))
 
     def notify(self, context: Context) -> None:
         """The one way to wake a context."""
@@ -169,7 +169,7 @@ class Scheduler:
         cpu = context.cpu
         if cpu.current is None:
             cpu.current = context
-            heappush(self._heap, (self.now + context.wake_ns, self._order(), context))
+            heappush(self._heap, (self.now + context.wake_ns, next(self._order), context))
         elif cpu.current is context:  # it kept its CPU while it waited outside guest mode
             self._push(self.now + context.wake_ns, context)
         elif context.interrupt_ns is not None:
@@ -193,8 +193,8 @@ class Scheduler:
         """An interrupt waits: the running context stops at its next trace point."""
         self._push(self.now, _look)
         running = cpu.current
-        if running.__class__ is Fused and running.interrupt_ns is None:  # type: ignore[union-attr]
-            running.resume = partial(self._resume, running)  # type: ignore[union-attr, arg-type]
+        if type(running) is Fused and running.interrupt_ns is None:
+            running.resume = partial(self._resume, running)
 
     def _next(self, cpu: Cpu) -> None:
         """The CPU is free: go on with what was preempted, take a pending interrupt, or the next task."""
@@ -234,36 +234,46 @@ class Scheduler:
         """The same for fused contexts that nobody observes; all others get their turn from it too."""
         heap, order = self._heap, self._order
         budget = repeat(None, points)
+        now, place, context = heappop(heap)
         for _ in budget:
-            now, place, context = heappop(heap)
-            if context.__class__ is Fused:
+            if type(context) is Fused:
                 self.now = now
                 try:
-                    ev = context.resume(now)
+                    resume = context.resume
+                    ev = resume(now)
                 except StopIteration:
                     if self._ended(context):
                         return True
-                    continue
-                if ev.__class__ is tuple and ev[0].__class__ is int:  # it has looked: something is due
-                    heappush(heap, (ev[0], order(), context))
-                elif ev is PAUSE:
-                    heappush(heap, (self.now, place, context))
-                    return True
-                elif ev is not None and self._turn(context, now, place, ev, budget):
-                    return True
-            elif context.__class__ is partial:
+                else:
+                    if type(ev) is tuple and type(when := ev[0]) is int:  # it has looked: something is due
+                        now, place, context = heapreplace(heap, (when, next(order), context))
+                        continue
+                    cpu = context.cpu
+                    if ev is WAIT and not (context.notified or cpu.masked or cpu.pending or cpu.preempted or cpu.ready):
+                        context.waiting = True
+                        cpu.current = None
+                        now, place, context = heappop(heap)
+                        continue
+                    if ev is PAUSE:
+                        heappush(heap, (self.now, place, context))
+                        return True
+                    if ev is not None and self._turn(context, now, place, ev, budget):
+                        return True
+            elif type(context) is partial:
                 self.now = now
                 context(now)
-            elif context.__class__ is not Context:
+            elif type(context) is not Context:
                 if not self._not_a_context(now, context):
                     return False
             elif context.cpu.pending is not None and not context.cpu.masked and context.interrupt_ns is None:
                 self._preempt(context, now)
-            elif self._turn(context, now, place, None, budget):
+            elif self._turn(context, now, place, None, chain((None,), budget)):
                 return True
+            now, place, context = heappop(heap)
+        heappush(heap, (now, place, context))
         return True
 
-    def _turn(self, context: Context, now: int, order: int, ev: Any, budget: repeat[None]) -> bool:
+    def _turn(self, context: Context, now: int, order: int, ev: Any, budget: Iterator[None]) -> bool:
         """Run a context until it stops, on from ``ev`` if it has yielded that already.
 
         True when the budget or the last task has ended.
@@ -282,17 +292,17 @@ class Scheduler:
             for _ in budget if ev is None else chain((None,), budget):
                 if ev is None:
                     ev = send(argument)
-                if ev.__class__ is tuple:
+                if type(ev) is tuple:
                     cost: Any = ev[0]
-                    if cost.__class__ is int:
-                        heappush(heap, (cost, self._order(), context))
+                    if type(cost) is int:
+                        heappush(heap, (cost, next(self._order), context))
                         return False
                     cost = table[cost]
                     if jitter is not None:
                         cost = jitter(cost)
                     self.now = now = argument = self.now + cost
                     if heap[0][0] <= now:
-                        heappush(heap, (now, self._order(), context))
+                        heappush(heap, (now, next(self._order), context))
                         return False
                 elif ev is WAIT:
                     if not context.notified:
@@ -348,7 +358,7 @@ class Scheduler:
 
     def _not_a_context(self, now: int, what: Any) -> bool:
         """A timer, a call of the hardware, or the end of everything (False)."""
-        if what.__class__ is _Timer:
+        if type(what) is _Timer:
             self.now = now
             if what.context.waiting and what.serial == what.context.serial:
                 self.notify(what.context)
@@ -362,13 +372,13 @@ class Scheduler:
 
     def _other(self, ev: Any, context: Context, cpu: Cpu) -> bool:
         """A wait with a deadline, or work whose cost is given; True if the context stops here."""
-        if ev.__class__ is Spend:
+        if type(ev) is Spend:
             self.now += ev.ns
             if self._heap[0][0] > self.now:
                 return False
             self._push(self.now, context)
             return True
-        if ev.__class__ is not Wait or ev.until_ns is None:
+        if type(ev) is not Wait or ev.until_ns is None:
             raise ConfigError(f"{context.name} yielded {ev!r}", "yield a trace point (a tuple), WAIT or Wait(until_ns)")
         if context.notified:
             context.notified = False
@@ -387,23 +397,38 @@ class Scheduler:
         return True
 
     def _watched(self, context: Context) -> Callable[[Any], Any]:
-        """``context.send`` with a look at what it yields, and with every point yielded."""
-        send, observe, heap = context.send, self.observe, self._heap
+        """``context.send`` with a look at what it yields; a fused context yields every point then, and is sent on until it stops."""
+        send, observe, heap, table = context.send, self.observe, self._heap, self.table
+        random = self._interleave is not None
 
         def watched(argument: Any) -> Any:
-            heappush(heap, _DUE)
-            try:
-                ev = send(argument)
-            finally:
-                heappop(heap)
-            if ev.__class__ is tuple and ev[0].__class__ is int:
-                self.now = ev[0] - self.table[ev[1]]
-                ev = ev[1:]
+            ev = send(argument)
             if observe is not None:
                 observe(self.now, context, ev)
             return ev
 
-        return watched
+        def watched_fused(argument: Any) -> Any:
+            heappush(heap, _DUE)
+            try:
+                while True:
+                    ev = send(argument)
+                    if type(ev) is not tuple or type(when := ev[0]) is not int:
+                        if observe is not None:
+                            observe(self.now, context, ev)
+                        return ev
+                    ev = ev[1:]
+                    self.now = now = when - table[ev[0]]
+                    if observe is not None:
+                        observe(now, context, ev)
+                    if random:
+                        return ev
+                    if heap[1][0] <= when or (len(heap) > 2 and heap[2][0] <= when):  # below the root: what is due first
+                        return (when,)
+                    self.now = argument = when
+            finally:
+                heappop(heap)
+
+        return watched_fused if type(context) is Fused else watched
 
     def _unknown(self, error: KeyError, context: Context) -> None:
         key = error.args[0] if error.args else None

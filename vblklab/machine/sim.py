@@ -243,6 +243,8 @@ class SimVm:
     def _advance(self, points: int) -> bool:
         sched = self.scheduler
         self._observer.before(self.tasks[0]._shared.completed)
+        if sched.fused and sched.observe is not None:
+            points = max(points >> 4, 1)  # a fused context that is observed goes over several points a turn
         left = sched.run(points)
         if not left and sched.tasks_left:
             self._stalled()
@@ -291,7 +293,7 @@ class SimVm:
     def explain(self) -> list[str]:
         """For each context whether ``run`` takes the fused path; for the plain path the reason."""
         return [
-            f"fused path: {one.context.name}" if one.why is None else f"plain path: {one.context.name}: {one.why}" for one in choose(self)
+            f"{'plain' if one.why else 'fused'} path: {one.context.name}{': ' if one.why else ''}{one.why or ''}" for one in choose(self)
         ]
 
     def ring(self, queue: int = 0) -> RingView:
@@ -344,9 +346,7 @@ class SimVm:
         return run
 
     def _fuse(self) -> None:
-        """Change to the fused path, unless the application has begun already; a context that is busy changes when it idles."""
-        if any(context.started for context in self.task_contexts):
-            return
+        """Change to the fused path; a context that is busy changes when it idles."""
         busy = fuse(choose(self))
         for _ in range(_CHUNK):
             if not busy or not self._advance(1):
