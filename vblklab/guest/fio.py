@@ -162,7 +162,7 @@ class _OverlapGuard:
 class _Slot:
     """One of iodepth buffers, and the I/O that uses it now."""
 
-    __slots__ = ("expected", "gpa", "issue_ns", "length", "offset", "op", "segments", "stamp", "start_ns", "view")
+    __slots__ = ("bio", "expected", "gpa", "issue_ns", "length", "offset", "op", "segments", "stamp", "start_ns", "view")
 
     def __init__(self, gpa: int, view: memoryview, segments: list[Segment]) -> None:
         self.gpa = gpa
@@ -170,6 +170,7 @@ class _Slot:
         self.segments = segments
         self.op = self.offset = self.length = self.start_ns = self.issue_ns = self.stamp = 0
         self.expected: Any = None
+        self.bio: Bio | None = None  # kept by a machine that uses one bio a slot again and again
 
 
 class FioTask:

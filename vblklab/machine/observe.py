@@ -12,8 +12,8 @@ from .sched import Context, Scheduler
 
 __all__ = ["Observer", "Seen", "trace_event"]
 
-_ALL = 1000  # I/Os whose every step is followed; after them one window in eight is
-_WINDOWS = 8
+_ALL = 1000  # I/Os whose every step is followed; after them one window in 32 is
+_WINDOWS = 32
 
 
 class Seen(NamedTuple):
@@ -23,6 +23,9 @@ class Seen(NamedTuple):
     order: int
     context: Context
     ev: tuple[Any, ...]
+
+
+_Planned = tuple[int, str, "tuple[int, ...] | None", Any]
 
 
 class Observer:
@@ -38,6 +41,7 @@ class Observer:
         self._queue: list[Seen] = []
         self._window = 0
         self._correlating = True
+        self._plans: dict[str, tuple[list[_Planned], list[_Planned]]] = {}
 
     def before(self, completed: int) -> None:
         """A chunk of the run begins: decide whether it is observed."""
@@ -47,6 +51,7 @@ class Observer:
             correlate = self._window % _WINDOWS == 0
             if correlate:
                 self._correlator.forget()  # the window before this one was not seen: nothing may be matched across it
+                self._plans.clear()
         self._correlating = correlate
         self._scheduler.observe = self._observe if correlate or self._trace_left > 0 else None
 
@@ -64,24 +69,39 @@ class Observer:
         return None
 
     def _observe(self, now: int, context: Context, ev: Any) -> None:
-        if ev.__class__ is not tuple:
+        if type(ev) is not tuple:
             if isinstance(ev, Wait) and self._trace_left > 0:
                 self._keep(now, context, ("wait",))
             return
-        members = GROUPS.get(ev[0])
-        if members is None:
-            self._one(now, context, ev)
-            return
-        table = self._scheduler.table
-        for key, places in members:
-            self._one(now, context, (key, *[ev[at] for at in places]))
-            now += table[key]
-
-    def _one(self, now: int, context: Context, ev: tuple[Any, ...]) -> None:
+        plan = self._plans.get(ev[0])
+        if plan is None:
+            plan = self._plan(ev[0])
         if self._correlating:
-            self._correlator.feed(now, ev)
+            for after_ns, key, places, handler in plan[0]:
+                one = ev if places is None else (key, *[ev[at] for at in places])
+                try:
+                    handler(now + after_ns, one)
+                except KeyError:
+                    self._correlator.unmatched += 1
+                except IndexError:
+                    self._correlator.feed(now + after_ns, one)  # says what the point lacks
         if self._trace_left > 0 or self._stepping:
-            self._keep(now, context, ev)
+            for after_ns, key, places, _ in plan[1]:
+                self._keep(now + after_ns, context, ev if places is None else (key, *[ev[at] for at in places]))
+
+    def _plan(self, key: str) -> tuple[list[_Planned], list[_Planned]]:
+        """What a yielded key stands for: its points, each with the time after the first, its arguments and who wants it.
+
+        First those that the correlator wants, then all.
+        """
+        handlers, table = self._correlator.handlers, self._scheduler.table
+        points: list[_Planned] = []
+        after_ns = 0
+        for member, places in GROUPS.get(key, ((key, None),)):
+            points.append((after_ns, member, places, handlers.get(member)))
+            after_ns += table.get(member, 0)
+        plan = self._plans[key] = ([point for point in points if point[3] is not None], points)
+        return plan
 
     def _keep(self, now: int, context: Context, ev: tuple[Any, ...]) -> None:
         self._order += 1

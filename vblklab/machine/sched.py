@@ -2,23 +2,25 @@
 
 A trace point is hit at a time, then its cost passes on the context's CPU, then the context goes on; the code between two
 yields happens in an instant.  While nothing else is due earlier the context goes on without touching the heap.
+
+A fused context (``fused.py``) passes a trace point by itself if nothing is due before the point's end; else it yields (end, key, …).
 """
 
 from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
-from heapq import heappop, heappush
-from itertools import repeat
+from heapq import heappop, heappush, heapreplace
+from itertools import chain, count, repeat
 from typing import Any
 
 from ..errors import ConfigError
 from ..events import EVENTS, GROUPS, WAIT, Spend, Wait
 from .costs import CostTable
 
-__all__ = ["Context", "Cpu", "Scheduler"]
+__all__ = ["PAUSE", "Context", "Cpu", "Fused", "Scheduler"]
 
 
 class Cpu:
@@ -38,7 +40,7 @@ class Context:
 
     __slots__ = (
         "_scheduler", "cpu", "done", "generator", "interrupt_ns", "name", "notified", "notify",
-        "send", "serial", "started", "task", "waiting", "wake_ns",
+        "resume", "send", "serial", "started", "task", "waiting", "wake_ns",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +62,22 @@ class Context:
         self.notify = partial(scheduler.notify, self)
         """Wake the context; if it is not idle it will not idle the next time it tries to."""
 
+    def replace(self, generator: Generator[Any, int, Any]) -> None:
+        """From its next turn on run a fused generator; the context must be idle or not have begun."""
+        self.generator.close()
+        self.generator = generator
+        self.send = self.resume = generator.send
+        next(generator)  # to its first yield, where it is given the time at which it begins
+        self.started = True
+        self.__class__ = Fused
+        self._scheduler.fused = True
+
+
+class Fused(Context):
+    """A context with a generator of the fused path.  ``resume`` is its ``send``, or what preempts it first."""
+
+    __slots__ = ()
+
 
 class _Timer:
     __slots__ = ("context", "serial")
@@ -70,6 +88,9 @@ class _Timer:
 
 
 _FOREVER = 1 << 62
+PAUSE = object()
+"""Yielded by a fused context that has gone on long without a switch: the end of a chunk, for who waits between chunks."""
+_DUE = (-1, 0, None)  # earlier than everything: a fused context that finds it on the heap passes no trace point by itself
 
 
 def _look() -> None:
@@ -87,9 +108,10 @@ class Scheduler:
         self.current: Context | None = None
         self.contexts: list[Context] = []
         self.tasks_left = 0
+        self.fused = False
         self.observe: Callable[[int, Context, Any], None] | None = None
         self._heap: list[tuple[int, int, Any]] = [(_FOREVER, 0, _look)]
-        self._order = 0
+        self._order = count(1)
         self._interleave = interleave
         self._costs = costs
         self.table: dict[str, int] = {}
@@ -110,8 +132,7 @@ class Scheduler:
 
     def at(self, when: int, call: Callable[[int], None]) -> None:
         """Call ``call(when)`` at a time: the hardware's own clockwork, outside all contexts."""
-        self._order += 1
-        heappush(self._heap, (when, self._order, call))
+        heappush(self._heap, (when, next(self._order), call))
 
     def add(
         self,
@@ -136,8 +157,7 @@ class Scheduler:
     # -- notifications ---------------------------------------------------------------------------------------------------
 
     def _push(self, when: int, what: Any) -> None:
-        self._order += 1
-        heappush(self._heap, (when, self._order, what))
+        heappush(self._heap, (when, next(self._order), what))
 
     def notify(self, context: Context) -> None:
         """The one way to wake a context."""
@@ -149,13 +169,12 @@ class Scheduler:
         cpu = context.cpu
         if cpu.current is None:
             cpu.current = context
-            self._order = order = self._order + 1
-            heappush(self._heap, (self.now + context.wake_ns, order, context))
+            heappush(self._heap, (self.now + context.wake_ns, next(self._order), context))
         elif cpu.current is context:  # it kept its CPU while it waited outside guest mode
             self._push(self.now + context.wake_ns, context)
         elif context.interrupt_ns is not None:
             cpu.pending = context
-            self._push(self.now, _look)
+            self._look_soon(cpu)
         else:
             cpu.ready.append(context)
 
@@ -168,7 +187,14 @@ class Scheduler:
         cpu = self.current.cpu  # type: ignore[union-attr]
         cpu.masked = False
         if cpu.pending is not None:
-            self._push(self.now, _look)
+            self._look_soon(cpu)
+
+    def _look_soon(self, cpu: Cpu) -> None:
+        """An interrupt waits: the running context stops at its next trace point."""
+        self._push(self.now, _look)
+        running = cpu.current
+        if type(running) is Fused and running.interrupt_ns is None:
+            running.resume = partial(self._resume, running)
 
     def _next(self, cpu: Cpu) -> None:
         """The CPU is free: go on with what was preempted, take a pending interrupt, or the next task."""
@@ -190,76 +216,149 @@ class Scheduler:
 
     def run(self, points: int) -> bool:
         """Go over at most ``points`` yields; True if anything is left to run."""
+        if self.fused and self.observe is None and self._interleave is None:
+            return self._run_fused(points)
         heap = self._heap
-        table = self.table
-        observe = self.observe
-        jitter = self._jitter if self._interleave is not None else None
         budget = repeat(None, points)
         while True:
             now, order, context = heappop(heap)
-            if context.__class__ is not Context:
+            if not isinstance(context, Context):
                 if not self._not_a_context(now, context):
                     return False
-                continue
-            cpu = context.cpu
-            if cpu.pending is not None and not cpu.masked and context.interrupt_ns is None:
-                interrupt, cpu.pending = cpu.pending, None
-                cpu.preempted = context
-                cpu.current = interrupt
-                self._push(now + (interrupt.interrupt_ns or 0), interrupt)
-                continue
-            self.current = context
+            elif context.cpu.pending is not None and not context.cpu.masked and context.interrupt_ns is None:
+                self._preempt(context, now)
+            elif self._turn(context, now, order, None, budget):
+                return True
+
+    def _run_fused(self, points: int) -> bool:
+        """The same for fused contexts that nobody observes; all others get their turn from it too."""
+        heap, order = self._heap, self._order
+        budget = repeat(None, points)
+        now, place, context = heappop(heap)
+        for _ in budget:
+            if type(context) is Fused:
+                self.now = now
+                try:
+                    resume = context.resume
+                    ev = resume(now)
+                except StopIteration:
+                    if self._ended(context):
+                        return True
+                else:
+                    if type(ev) is tuple and type(when := ev[0]) is int:  # it has looked: something is due
+                        now, place, context = heapreplace(heap, (when, next(order), context))
+                        continue
+                    cpu = context.cpu
+                    if ev is WAIT and not (context.notified or cpu.masked or cpu.pending or cpu.preempted or cpu.ready):
+                        context.waiting = True
+                        cpu.current = None
+                        now, place, context = heappop(heap)
+                        continue
+                    if ev is PAUSE:
+                        heappush(heap, (self.now, place, context))
+                        return True
+                    if ev is not None and self._turn(context, now, place, ev, budget):
+                        return True
+            elif type(context) is partial:
+                self.now = now
+                context(now)
+            elif type(context) is not Context:
+                if not self._not_a_context(now, context):
+                    return False
+            elif context.cpu.pending is not None and not context.cpu.masked and context.interrupt_ns is None:
+                self._preempt(context, now)
+            elif self._turn(context, now, place, None, chain((None,), budget)):
+                return True
+            now, place, context = heappop(heap)
+        heappush(heap, (now, place, context))
+        return True
+
+    def _turn(self, context: Context, now: int, order: int, ev: Any, budget: Iterator[None]) -> bool:
+        """Run a context until it stops, on from ``ev`` if it has yielded that already.
+
+        True when the budget or the last task has ended.
+        """
+        heap = self._heap
+        table = self.table
+        cpu = context.cpu
+        jitter = self._jitter if self._interleave is not None else None
+        self.current = context
+        send = context.send if self.observe is None and jitter is None else self._watched(context)
+        argument: Any = now if context.started else None
+        if ev is None:
             self.now = now
-            send = context.send if observe is None else self._observed(context, observe)
-            argument: Any = now if context.started else None
             context.started = True
-            try:
-                for _ in budget:
+        try:
+            for _ in budget if ev is None else chain((None,), budget):
+                if ev is None:
                     ev = send(argument)
-                    if ev.__class__ is tuple:
-                        cost = table[ev[0]]
-                        if jitter is not None:
-                            cost = jitter(cost)
-                        self.now = now = argument = now + cost
-                        if heap[0][0] <= now:
-                            self._order = order = self._order + 1
-                            heappush(heap, (now, order, context))
-                            break
-                    elif ev is WAIT:
-                        if context.notified:
-                            context.notified = False
-                            continue
+                if type(ev) is tuple:
+                    cost: Any = ev[0]
+                    if type(cost) is int:
+                        heappush(heap, (cost, next(self._order), context))
+                        return False
+                    cost = table[cost]
+                    if jitter is not None:
+                        cost = jitter(cost)
+                    self.now = now = argument = self.now + cost
+                    if heap[0][0] <= now:
+                        heappush(heap, (now, next(self._order), context))
+                        return False
+                elif ev is WAIT:
+                    if not context.notified:
                         context.waiting = True
                         if not cpu.masked:
                             if cpu.pending is None and cpu.preempted is None and not cpu.ready:
                                 cpu.current = None
                             else:
                                 self._next(cpu)
-                        break
-                    elif self._other(ev, context, cpu):
-                        break
-                    else:
-                        now = argument = self.now
+                        return False
+                    context.notified = False
+                    now = argument = self.now
+                elif self._other(ev, context, cpu):
+                    return False
                 else:
-                    context.started = argument is not None  # the budget may have ended before its first step
-                    heappush(heap, (now, order, context))  # in its old place: where the budget ends must change nothing
-                    return True
-            except KeyError as error:
-                self._unknown(error, context)
-                raise
-            except StopIteration:
-                context.done = True
-                context.waiting = False
-                cpu.masked = False
-                self._next(cpu)
-                if context.task:
-                    self.tasks_left -= 1
-                    if not self.tasks_left:
-                        return True
+                    now = argument = self.now
+                ev = None
+        except KeyError as error:
+            self._unknown(error, context)
+            raise
+        except StopIteration:
+            return self._ended(context)
+        context.started = argument is not None  # the budget may have ended before its first step
+        heappush(heap, (now, order, context))  # in its old place: where the budget ends must change nothing
+        return True
+
+    def _resume(self, context: Context, now: int) -> Any:
+        """A fused context's turn after an interrupt came for its CPU."""
+        context.resume = context.send
+        if context.cpu.pending is None or context.cpu.masked:
+            return context.send(now)
+        self._preempt(context, now)
+        return None
+
+    def _preempt(self, context: Context, now: int) -> None:
+        """A context that was about to go on gives way to an interrupt."""
+        cpu = context.cpu
+        interrupt, cpu.pending = cpu.pending, None
+        assert interrupt is not None
+        cpu.preempted = context
+        cpu.current = interrupt
+        self._push(now + (interrupt.interrupt_ns or 0), interrupt)
+
+    def _ended(self, context: Context) -> bool:
+        """A context has run to its end; True if it was the last task."""
+        context.done = True
+        context.waiting = False
+        context.cpu.masked = False
+        self._next(context.cpu)
+        if context.task:
+            self.tasks_left -= 1
+        return context.task and not self.tasks_left
 
     def _not_a_context(self, now: int, what: Any) -> bool:
         """A timer, a call of the hardware, or the end of everything (False)."""
-        if what.__class__ is _Timer:
+        if type(what) is _Timer:
             self.now = now
             if what.context.waiting and what.serial == what.context.serial:
                 self.notify(what.context)
@@ -273,13 +372,13 @@ class Scheduler:
 
     def _other(self, ev: Any, context: Context, cpu: Cpu) -> bool:
         """A wait with a deadline, or work whose cost is given; True if the context stops here."""
-        if ev.__class__ is Spend:
+        if type(ev) is Spend:
             self.now += ev.ns
             if self._heap[0][0] > self.now:
                 return False
             self._push(self.now, context)
             return True
-        if ev.__class__ is not Wait or ev.until_ns is None:
+        if type(ev) is not Wait or ev.until_ns is None:
             raise ConfigError(f"{context.name} yielded {ev!r}", "yield a trace point (a tuple), WAIT or Wait(until_ns)")
         if context.notified:
             context.notified = False
@@ -297,16 +396,39 @@ class Scheduler:
             self._next(cpu)
         return True
 
-    def _observed(self, context: Context, observe: Callable[[int, Context, Any], None]) -> Callable[[Any], Any]:
-        """``context.send`` with a look at what it yields."""
-        send = context.send
+    def _watched(self, context: Context) -> Callable[[Any], Any]:
+        """``context.send`` with a look at what it yields; a fused context yields every point then, and is sent on until it stops."""
+        send, observe, heap, table = context.send, self.observe, self._heap, self.table
+        random = self._interleave is not None
 
-        def observed(argument: Any) -> Any:
+        def watched(argument: Any) -> Any:
             ev = send(argument)
-            observe(self.now, context, ev)
+            if observe is not None:
+                observe(self.now, context, ev)
             return ev
 
-        return observed
+        def watched_fused(argument: Any) -> Any:
+            heappush(heap, _DUE)
+            try:
+                while True:
+                    ev = send(argument)
+                    if type(ev) is not tuple or type(when := ev[0]) is not int:
+                        if observe is not None:
+                            observe(self.now, context, ev)
+                        return ev
+                    ev = ev[1:]
+                    self.now = now = when - table[ev[0]]
+                    if observe is not None:
+                        observe(now, context, ev)
+                    if random:
+                        return ev
+                    if heap[1][0] <= when or (len(heap) > 2 and heap[2][0] <= when):  # below the root: what is due first
+                        return (when,)
+                    self.now = argument = when
+            finally:
+                heappop(heap)
+
+        return watched_fused if type(context) is Fused else watched
 
     def _unknown(self, error: KeyError, context: Context) -> None:
         key = error.args[0] if error.args else None

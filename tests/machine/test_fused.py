@@ -1,0 +1,195 @@
+"""The fused path against the parts' own code: the same times, the same trace, the same bytes, whoever looks and whenever."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+import vblklab as vb
+from vblklab.machine.observe import Observer
+from vblklab.machine.sched import Fused
+
+from .test_sim import RECIPES as OTHERS
+
+Steps = Generator[Any, int, Any]
+
+
+def recipe(disk: Any = None, device: Any = None, kvm: Any = None, queue: int = 256, **options: Any) -> vb.Pipeline:
+    app = vb.Fio(**(dict(rw="randrw", bs=4096, iodepth=8, number_ios=300, randseed=5) | options))
+    return vb.Pipeline(
+        app=app, disk=disk or vb.Nvme(size=1 << 20), device=device or vb.VirtioBlkDevice(), kvm=kvm or vb.Kvm(), queue=vb.Split(queue)
+    )
+
+
+RECIPES = {
+    "reads, one at a time": lambda: recipe(rw="randread", iodepth=1),
+    "reads and writes, one at a time": lambda: recipe(iodepth=1),
+    "several sizes, one at a time": lambda: recipe(iodepth=1, bssplit="512/30:4k/30:64k/40"),
+    "verify, one at a time": lambda: recipe(iodepth=1, rw="randwrite", verify="crc32", number_ios=120),
+    "fsync, one at a time": lambda: recipe(iodepth=1, rw="randwrite", fsync=3),
+    "two tasks, each one at a time": lambda: recipe(iodepth=1, numjobs=2, kvm=vb.Kvm(vcpus=2)),
+    "reads and writes, 32 deep": lambda: recipe(iodepth=32, number_ios=800),
+    "sequential, merged on the host": lambda: recipe(rw="read", iodepth=32, number_ios=800),
+    "several sizes, some are split": lambda: recipe(bssplit="512/30:4k/30:64k/40", iodepth=16),
+    "more than one block layer request": lambda: recipe(bs="512k", rw="randread", disk=vb.Nvme(size=8 << 20), number_ios=40),
+    "one buffer of two segments": lambda: recipe(bs=8192).replace(
+        app=vb.Fio(rw="randrw", bs=8192, iodepth=4, number_ios=200, segment_bytes=4096)
+    ),
+    "trims": lambda: recipe(rw="trim", iodepth=4),
+    "with fsync": lambda: recipe(rw="randwrite", fsync=5),
+    "verify": lambda: recipe(rw="randwrite", verify="crc32", number_ios=120),
+    "overlap": lambda: recipe(serialize_overlap=1, size="64k", iodepth=16),
+    "a runtime": lambda: recipe(number_ios=None, runtime="2ms"),
+    "four tasks on two vCPUs": lambda: recipe(numjobs=4, kvm=vb.Kvm(vcpus=2)),
+    "four tasks, one queue": lambda: recipe(numjobs=4, kvm=vb.Kvm(vcpus=4), device=vb.VirtioBlkDevice(queues=1)),
+    "a queue of four": lambda: recipe(queue=4, iodepth=16, device=vb.VirtioBlkDevice(indirect=False)),
+    "a queue of four, indirect": lambda: recipe(queue=4, iodepth=16),
+    "a full drive": lambda: recipe(iodepth=32, disk=vb.Nvme(size=1 << 20, queue_depth=2)),
+    "without event_idx": lambda: recipe(iodepth=16, device=vb.VirtioBlkDevice(event_idx=False)),
+    "without indirect": lambda: recipe(iodepth=16, device=vb.VirtioBlkDevice(indirect=False)),
+    "write-through": lambda: recipe(device=vb.VirtioBlkDevice(write_cache=False)),
+    "a blocking engine": lambda: recipe().replace(engine=vb.Sync()),
+    "a RAM disk": lambda: recipe(disk=vb.Ram(1 << 20)),
+    "exits": lambda: recipe(kvm=vb.Kvm(kick="mmio-exit", call="intx"), iodepth=16),
+    "intx with an iothread": lambda: recipe(kvm=vb.Kvm(call="intx"), iodepth=16),
+    "polling": lambda: recipe(iodepth=4, number_ios=100).replace(driver=vb.VirtioBlkDriver(poll=True)),
+    "batches": lambda: recipe(iodepth=16, iodepth_batch=4),
+    "large blocks": lambda: recipe(device=vb.VirtioBlkDevice(block_size=4096)),
+    "a slow drive": lambda: recipe(disk=vb.Nvme(size=1 << 20, read_us=90, write_us=20), iodepth=3),
+    "an instant drive": lambda: recipe(disk=vb.Nvme(size=1 << 20, read_us=0, write_us=0), iodepth=3),
+}
+
+
+RECIPES |= {name: lambda one=one: one for name, one in OTHERS.items()}
+
+
+def ended(make: Any, fast: str, windows: Any = None, **options: Any) -> dict[str, Any]:
+    """Everything that a run leaves."""
+    vm = make().boot(vb.SimMachine(fast=fast, iolog=True, **options))
+    if windows is not None:
+        before = Observer.before
+        vm._observer.before = lambda completed: windows(vm, before, completed)
+    run = vm.run()
+    fused = [one.name for one in vm.scheduler.contexts if isinstance(one, Fused)]
+    assert bool(fused) == any(line.startswith("fused") for line in vm.explain())
+    assert run.errors == 0
+    return {
+        "now": vm.now_ns,
+        "duration": run.duration_ns,
+        "counters": run.counters,
+        "iolog": run.iolog,
+        "jobs": [
+            (
+                job.start_ns,
+                job.end_ns,
+                job.depths,
+                [(d.ios, d.bytes, d.lat.bins(), d.slat.bins(), d.clat.bins()) for d in (job.read, job.write, job.trim, job.sync)],
+            )
+            for job in run.jobs
+        ],
+        "trace": run.trace,
+        "memory": hashlib.sha256(vm.memory.bytes).hexdigest(),
+        "disk": hashlib.sha256(vm.store.bytes).hexdigest(),
+        "unmatched": vm.correlator.unmatched,
+        "rings": [(r.avail_idx, r.last_used_idx, r.callbacks, sorted(r._free)) for r in vm.driver.queues],
+        "tags": [[hctx.tags for hctx in stack.queues] for stack in (vm.iostack, vm._host_stack)],
+    }
+
+
+def same(one: dict[str, Any], other: dict[str, Any], but: tuple[str, ...] = ()) -> None:
+    for name, value in one.items():
+        if name not in but:
+            assert value == other[name], name
+
+
+@pytest.mark.parametrize("make", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("options", [{}, {"interleave": "random", "seed": 7}, {"seed": 3}], ids=["cost", "random", "seed 3"])
+def test_the_whole_trace_is_the_same(make: Any, options: dict[str, Any]) -> None:
+    same(ended(make, "auto", trace=True, **options), ended(make, "off", trace=True, **options))
+
+
+@pytest.mark.parametrize("make", RECIPES.values(), ids=RECIPES)
+def test_unobserved_it_ends_in_the_same_bytes_at_the_same_times(make: Any) -> None:
+    def nobody(vm: Any, before: Any, completed: int) -> None:
+        vm.scheduler.observe = None
+
+    plain = ended(make, "off", trace=True)
+    same(ended(make, "auto", trace=0, windows=nobody), plain, but=("trace", "unmatched"))
+
+
+@pytest.mark.parametrize("make", RECIPES.values(), ids=RECIPES)
+def test_a_look_now_and_then_sees_what_the_whole_trace_says(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of 40 yields, every other one observed: what they record is a part of the whole trace, in its order."""
+    monkeypatch.setattr("vblklab.machine.sim._CHUNK", 40)
+    monkeypatch.setattr("vblklab.machine.sim._STALL_CHUNKS", 10_000)
+    monkeypatch.setattr("vblklab.machine.fused._ALONE_MOST", 3)
+    looks = []
+
+    def now_and_then(vm: Any, before: Any, completed: int) -> None:
+        looks.append(completed)
+        observer = vm._observer
+        observer._correlating = False
+        vm.scheduler.observe = observer._observe if len(looks) % 2 else None
+
+    plain = ended(make, "off", trace=True)
+    part = ended(make, "auto", trace=True, windows=now_and_then)
+    same(part, plain, but=("trace", "unmatched"))
+    whole = dict.fromkeys(plain["trace"])
+    assert 0 < len(part["trace"]) <= len(plain["trace"])
+    assert [event for event in part["trace"] if event.key != "wait" and event not in whole] == []
+
+
+def test_what_is_replaced_is_honoured_and_named() -> None:
+    class Quiet(vb.VirtioBlkDevice):
+        """Never interrupts less than it must."""
+
+        def should_notify(self, queue: Any) -> bool:
+            asked.append(queue)
+            return super().should_notify(queue)
+
+    asked: list[Any] = []
+    vm = recipe(device=Quiet()).boot(vb.SimMachine())
+    assert vm.explain()[0] == "fused path: vCPU 0 job"
+    assert [line for line in vm.explain() if line.startswith("plain")] == [
+        f"plain path: iothread: VirtioBlkDevice.should_notify is replaced by {Quiet.__qualname__}.should_notify"
+    ]
+    vm.run()
+    assert asked
+    vm = recipe().boot(vb.SimMachine())
+    vm.driver.queue_rq = vm.driver.queue_rq
+    assert "plain path: vCPU 0 job: VirtioBlkDriver.queue_rq is set on this instance" in vm.explain()
+    vm.step()
+    assert {line.split(": ", 2)[2] for line in vm.explain()} == {"the application was stepped into"}
+    vm.close()
+
+
+@pytest.mark.parametrize("part", ["driver", "iostack", "device", "engine", "host_iostack"])
+def test_a_subclass_of_any_part_sees_every_call(part: str) -> None:
+    calls: list[str] = []
+    base, method = {
+        "driver": (vb.VirtioBlkDriver, "queue_rq"),
+        "iostack": (vb.IOStack, "submit_bio"),
+        "device": (vb.VirtioBlkDevice, "handle_request"),
+        "engine": (vb.Simulated, "submit"),
+        "host_iostack": (vb.IOStack, "complete"),
+    }[part]
+
+    def watched(self: Any, *args: Any, **more: Any) -> Any:
+        calls.append(method)
+        return getattr(base, method)(self, *args, **more)
+
+    mine = type("Mine", (base,), {method: watched})
+    run = recipe(iodepth=4, number_ios=50).replace(**{part: mine()}).run(vb.SimMachine())
+    assert run.ios == 50 and len(calls) == 50
+
+
+def test_stepping_shows_the_parts_own_functions() -> None:
+    vm = recipe().boot(vb.SimMachine())
+    vm.step_until("virtqueue_add_sgs")
+    assert any("VirtioBlkDriver.queue_rq" in name for name in vm.where().functions)
+    run = vm.run()
+    assert run.ios == 300
+    assert not any(isinstance(one, Fused) for one in vm.scheduler.contexts)

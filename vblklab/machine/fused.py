@@ -1,0 +1,327 @@
+"""The fused path of the simulator: what a guest's task and its interrupt handler do, each as one flat generator.
+
+A context may be fused while every part it runs through is as it was written (``paths.py``).  A fused context does what the parts
+do, to the same rings, tags and requests, at the same times; what is not the usual case it leaves to the parts, by ``yield from``.
+It passes a trace point by itself while nothing else is due before the point's end; otherwise, or when somebody observes, it
+yields the point with the time of its end.  ``tests/machine/test_fused.py`` compares times, traces and bytes.
+
+    now = t if heap[0][0] > (t := now + cost) else (yield t, key, *args)
+
+is one trace point.  ``sched.now`` is set before anything that asks for it: a wait, a notification, a part's own code.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Generator, Iterator
+from struct import Struct
+from typing import Any
+
+from ..events import WAIT, Wait
+from ..guest import virtio_blk
+from ..guest.fio import FioTask
+from ..iostack import Bio
+from ..kvm.wiring import GSI
+from ..spec.virtio import Status
+from ..spec.virtio_mmio import Reg
+from .sched import PAUSE
+
+__all__ = ["DATA_IN", "DATA_OUT", "HEADER", "INDIRECT", "STATUS", "SlotBio", "guest_interrupts", "guest_task"]
+
+Steps = Generator[Any, int, Any]
+Solo = Callable[[Any, int, int, int, int], int]
+pack_three = Struct("<6Q").pack_into  # three descriptors, each its address and its other half
+pack_two = Struct("<2Q").pack_into
+unpack_three = Struct("<6Q").unpack_from
+unpack_two = Struct("<2Q").unpack_from
+# The other half of a descriptor: length, flags, next.
+INDIRECT = 48 | 4 << 32
+HEADER = 16 | 1 << 32 | 1 << 48
+DATA_IN, DATA_OUT = 3 << 32 | 2 << 48, 1 << 32 | 2 << 48
+STATUS = 1 | 2 << 32
+_NOTIFY, _CAUSES, _ACK = int(Reg.QUEUE_NOTIFY), int(Reg.INTERRUPT_STATUS), int(Reg.INTERRUPT_ACK)
+_DRIVER_OK = int(Status.DRIVER_OK)
+_ERRNO_OF = virtio_blk._ERRNO_OF
+_READ, _WRITE, _SYNC = 0, 1, 3
+_ALONE_MOST = 2000  # I/Os without a switch of contexts, after which the machine looks up
+
+
+class SlotBio(Bio):
+    """The bio of a task's buffer, used again for each of its I/Os; it ends in ``done`` and wakes ``context``."""
+
+    __slots__ = ("context", "done")
+
+    context: Any
+    done: Any
+
+
+def guest_task(vm: Any, task: FioTask, me: Any, solo: Solo | None) -> Steps:
+    """``FioTask.run`` down to the doorbell, in the context ``me``; ``solo`` carries an I/O out that is alone on the machine."""
+    now = yield None  # the time at which it begins
+    now = yield from _phase(vm, task, me, solo, task._main_ios(), now, measured=True)
+    if task._shadow is not None and task._written and not task.stopping:
+        yield from _phase(vm, task, me, solo, task._verify_ios(), now, measured=False)
+
+
+def _phase(vm: Any, task: FioTask, me: Any, solo: Solo | None, units: Iterator[tuple[int, int, int]], now: int, *, measured: bool) -> Steps:
+    """``FioTask._phase``, one I/O a system call; returns the time."""
+    sched, bus, registers, iostack, driver = vm.scheduler, vm._bus, vm.registers, vm.iostack, vm.driver
+    heap, cost = sched._heap, sched.table
+    c_enter, c_bio, c_ring, c_prepare = (
+        cost[key] for key in ("sys_enter_io_submit", "bio_to_request", "request_to_ring", "virtqueue_kick_prepare")
+    )
+    c_bell, c_entry, c_exit, c_reap = (cost[key] for key in ("doorbell_fast", "kvm_entry", "sys_exit_io_submit", "sys_exit_io_getevents"))
+    free, done, guard, stat, shared, wake = task._free, task._done, task._guard, task.stat, task._shared, task.wake
+    reads, depths, all_slots, poll, whole, queue = stat.read, stat.depths, task._depth, task._poll, task._size, task.queue
+    pending_reads = reads._pending
+    runtime_ns = task.job.runtime_ns if measured else None
+    plain_reads = task._shadow is None and shared.log is None
+    plain_ends = task._shadow is None and guard is None and measured
+    hctx, ring = iostack.queues[queue], driver.queues[queue]
+    tags, requests, memory = hctx.tags, hctx.requests, vm.memory.bytes
+    desc, avail, used16, mask = ring._desc, ring._avail, ring._used16, ring._mask
+    heads, tokens, writable, event_idx, event_at = ring._free, ring._tokens, ring._writable, ring.event_idx, ring._avail_event_at
+    tables_at, table_bytes = ring._tables, ring._table_bytes
+    # the longest that the block layer takes as one request and the ring as one table of three descriptors
+    most = iostack._max_bytes if not iostack._cut_always and ring.indirect_segments >= 3 else 0
+    unit: tuple[int, int, int] | None = None
+    exhausted = started = False
+    ended_ns = alone = 0
+    while True:
+        while free and not exhausted:
+            unit = unit or next(units, None)
+            if unit is None or task.stopping or (runtime_ns is not None and started and ended_ns - stat.start_ns >= runtime_ns):
+                exhausted = True
+                break
+            op, offset, length = unit
+            if guard is not None and op != _SYNC and not guard.enter(op, offset, length):
+                guard.waiters.append(wake)
+                break
+            slot = free.pop()
+            if op == _READ and plain_reads:
+                slot.op, slot.offset, slot.length = op, offset, length
+            else:
+                task._prepare(slot, unit)
+            unit = None
+            task._io = io = task._io + 1
+            bio = slot.bio
+            if bio is None:
+                bio = slot.bio = SlotBio(op, 0, length, slot.segments, io, queue, task._end_io, slot)
+                bio.done, bio.context = done, me
+            if solo is not None and not free and not done and (woken := solo(slot, op, offset, length, now)):
+                if not started:
+                    started = True
+                    if measured:
+                        stat.start_ns = slot.start_ns
+                depths[all_slots] = depths.get(all_slots, 0) + 1
+                bio.io = io
+                bio.status = 0
+                done.append(bio)
+                now = woken
+                alone += 1
+                if not alone % _ALONE_MOST:
+                    sched.now = now
+                    now = yield PAUSE
+                break
+            start_ns = now = t if heap[0][0] > (t := now + c_enter) else (yield t, "sys_enter_io_submit", io, 1)
+            if op > _WRITE or length > most or len(slot.segments) != 1 or not tags:
+                sched.now = now
+                yield from iostack.submit_bio(task._bio(slot, io), None, wake)
+                now = sched.now
+            else:
+                if bio.length != length:
+                    bio.length = length
+                    bio.segments = slot.segments if length == whole else [(slot.gpa, length)]
+                bio.op = op
+                bio.sector = sector = offset >> 9
+                bio.io = io
+                bio.remaining = 1
+                bio.status = 0
+                rq = requests[tags.pop()]
+                rq.op = op
+                rq.sector = sector
+                rq.length = length
+                rq.segments = bio.segments
+                rq.bios = [bio]
+                now = t if heap[0][0] > (t := now + c_bio) else (yield t, "bio_to_request", io, sector, length >> 9, rq.key)
+                if hctx.dispatch or driver.failed is not None or not heads:
+                    sched.now = now
+                    yield from iostack._dispatch(hctx, rq, True)
+                    now = sched.now
+                else:
+                    header, status, _, _ = rq.pdu
+                    memory[status] = 0xFF
+                    pack_two(memory, header, op, sector)
+                    head = heads.pop()
+                    at = tables_at + head * table_bytes
+                    if op == _READ:
+                        pack_three(memory, at, header, HEADER, slot.gpa, DATA_IN | length, status, STATUS)
+                        writable[head] = length + 1
+                    else:
+                        pack_three(memory, at, header, HEADER, slot.gpa, DATA_OUT | length, status, STATUS)
+                        writable[head] = 1
+                    pack_two(desc, head << 4, at, INDIRECT)
+                    tokens[head] = rq
+                    idx = ring.avail_idx
+                    avail[2 + (idx & mask)] = head
+                    ring.avail_idx = (idx + 1) & 0xFFFF
+                    now = t if heap[0][0] > (t := now + c_ring) else (yield t, "request_to_ring", rq.key, queue << 16 | head)
+                    if ring.broken is None:
+                        avail[1] = ring._published_idx = ring.avail_idx
+                    driver.kick_decisions += 1
+                    now = t if heap[0][0] > (t := now + c_prepare) else (yield t, "virtqueue_kick_prepare", queue)
+                    new = ring._published_idx
+                    old = ring._kicked_idx
+                    ring._kicked_idx = new
+                    if ((new - used16[event_at] - 1) & 0xFFFF) < ((new - old) & 0xFFFF) if event_idx else new != old and not used16[0] & 1:
+                        driver.kicks += 1
+                        bus.fast_mmio += 1
+                        sched.now = now = t if heap[0][0] > (t := now + c_bell) else (yield t, "doorbell_fast", _NOTIFY, queue)
+                        if registers.status & _DRIVER_OK and not registers._resetting:
+                            registers.on_notify(queue)
+                        now = t if heap[0][0] > (t := now + c_entry) else (yield t, "kvm_entry")
+            now = t if heap[0][0] > (t := now + c_exit) else (yield t, "sys_exit_io_submit", io)
+            slot.start_ns = start_ns
+            slot.issue_ns = ended_ns = now
+            if not started:
+                started = True
+                if measured:
+                    stat.start_ns = start_ns
+            depth = all_slots - len(free)
+            depths[depth] = depths.get(depth, 0) + 1
+        if not done:
+            if exhausted and len(free) == all_slots:
+                break
+            sched.now = now
+            if poll is None:
+                yield WAIT
+            else:
+                yield from poll(queue)
+                if not done:
+                    yield Wait(0)
+            now = sched.now
+            continue
+        ended_ns = now = t if heap[0][0] > (t := now + c_reap) else (yield t, "sys_exit_io_getevents", done[-1].io, len(done))
+        while done:
+            bio = done.popleft()
+            slot = bio.token
+            if slot.op or bio.status or not plain_ends:
+                task._reap(bio, now, measured)
+                continue
+            shared.completed += 1
+            reads.ios += 1
+            reads.bytes += slot.length
+            pending_reads += (slot.start_ns, slot.issue_ns, now)
+            if len(pending_reads) >= 12288:
+                reads.fold()
+            free.append(slot)
+    sched.now = now
+    if measured:
+        stat.end_ns = ended_ns
+    return now
+
+
+def guest_interrupts(vm: Any) -> Steps:
+    """``KvmInterrupt.vcpu_interrupts`` with ``VirtioBlkDriver.interrupt`` inside it."""
+    sched, bus, iostack, driver, pending = vm.scheduler, vm._bus, vm.iostack, vm.driver, vm.registers.interrupt
+    heap, cost = sched._heap, sched.table
+    c_inject, c_handler, c_read, c_write, c_lower = (
+        cost[key] for key in ("kvm_inj_virq", "vm_interrupt", "mmio_read", "mmio_write", "kvm_set_irq")
+    )
+    c_done, c_get, c_end, c_off, c_on = (
+        cost[key]
+        for key in ("virtblk_interrupt", "virtqueue_get_buf", "request_done", "virtqueue_enable_cb_prepare", "virtqueue_enable_cb")
+    )
+    memory, level = vm.memory.bytes, bus._level
+    queues = [(queue, ring, iostack.queues[queue], ring._used[4 : 4 + 8 * ring.size].cast("Q")) for queue, ring in enumerate(driver.queues)]
+    now = yield None  # the time at which it begins
+    while True:
+        if not pending._bits:
+            sched.now = now
+            yield WAIT
+            now = sched.now
+            continue
+        now = t if heap[0][0] > (t := now + c_inject) else (yield t, "kvm_inj_virq", GSI)
+        driver.interrupts += 1
+        now = t if heap[0][0] > (t := now + c_handler) else (yield t, "vm_interrupt")
+        bus.exits += 1
+        now = t if heap[0][0] > (t := now + c_read) else (yield t, "mmio_read", _CAUSES, 0, 0)
+        causes = pending._bits & 3
+        if causes:
+            bus.exits += 1
+            now = t if heap[0][0] > (t := now + c_write) else (yield t, "mmio_write", _ACK, 1, causes)
+            pending._bits &= ~causes
+            if level and not pending._bits:
+                now = t if heap[0][0] > (t := now + c_lower) else (yield t, "kvm_set_irq", GSI, 0)
+            if causes & 2:
+                sched.now = now
+                yield from driver._config_changed()
+                now = sched.now
+        if not causes & 1 or driver.poll:
+            continue
+        for queue, ring, hctx, elements in queues:
+            used16, avail, event_idx = ring._used16, ring._avail, ring.event_idx
+            if used16[1] == ring.last_used_idx:
+                continue
+            event_at, mask, size = ring._used_event_at, ring._mask, ring.size
+            tokens, writable, heads, chains, tags = ring._tokens, ring._writable, ring._free, ring._chains, hctx.tags
+            now = t if heap[0][0] > (t := now + c_done) else (yield t, "virtblk_interrupt", queue)
+            while True:
+                ring.callbacks = False
+                if event_idx:
+                    avail[event_at] = (ring.last_used_idx - 1) & 0xFFFF
+                else:
+                    avail[0] = 1
+                while True:
+                    last = ring.last_used_idx
+                    if used16[1] == last or ring.broken is not None:
+                        break
+                    element = elements[last & mask]
+                    head = element & 0xFFFFFFFF
+                    if head >= size or (rq := tokens[head]) is None or element >> 32 > writable[head]:
+                        sched.now = now
+                        yield from driver._drain(ring)  # the device lies
+                        now = sched.now
+                        break
+                    tokens[head] = None
+                    if head in chains:
+                        heads.extend(reversed(chains.pop(head)))
+                    else:
+                        heads.append(head)
+                    ring.last_used_idx = (last + 1) & 0xFFFF
+                    status = memory[rq.pdu[1]]
+                    now = t if heap[0][0] > (t := now + c_get) else (yield t, "virtqueue_get_buf", rq.key)
+                    bios = rq.bios
+                    bio = bios[0]
+                    if status or bio.remaining != 1 or len(bios) != 1:
+                        sched.now = now
+                        yield from iostack.complete(rq, _ERRNO_OF.get(status, errno.EIO) if status else 0)
+                        now = sched.now
+                        continue
+                    sched.now = now = t if heap[0][0] > (t := now + c_end) else (yield t, "request_done", rq.key, bio.io)
+                    bio.remaining = 0
+                    if hctx.waiters:
+                        iostack._free(hctx, rq)
+                    else:
+                        tags.append(rq.tag)
+                    if type(bio) is not SlotBio:
+                        bio.end_io(bio)
+                        continue
+                    bio.done.append(bio)
+                    if bio.context.waiting:
+                        bio.context.notify()
+                    else:
+                        bio.context.notified = True
+                now = t if heap[0][0] > (t := now + c_off) else (yield t, "virtqueue_enable_cb_prepare", queue)
+                ring.callbacks = True
+                if event_idx:
+                    avail[event_at] = ring.last_used_idx
+                else:
+                    avail[0] = 0
+                now = t if heap[0][0] > (t := now + c_on) else (yield t, "virtqueue_enable_cb", queue)
+                if ring.broken is not None or used16[1] == ring.last_used_idx:
+                    break
+            if hctx.dispatch or hctx.running:
+                sched.now = now
+                yield from iostack.run_hw_queue(queue)
+                now = sched.now

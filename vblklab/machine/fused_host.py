@@ -1,0 +1,492 @@
+"""The fused path of the simulator, host side: the device's loop down to the drive, the drive, and the host's interrupt.
+
+What ``fused.py`` says holds here too.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from functools import partial
+from heapq import heappush
+from typing import Any
+
+from ..device import BlkRequest, IoOp
+from ..disk.drive import execute
+from ..disk.store import RamStore
+from ..errors import BadAddress, VirtioError
+from ..events import WAIT
+from ..iostack import Plug
+from ..kvm.wiring import GSI
+from ..ring import Chain
+from ..spec.virtio_blk import ReqType
+from .fused import DATA_IN, DATA_OUT, HEADER, INDIRECT, STATUS, unpack_three, unpack_two
+
+__all__ = ["Hardware", "device_loop", "host_interrupts"]
+
+Steps = Generator[Any, int, Any]
+_READ, _WRITE = 0, 1
+_IN, _OUT = int(ReqType.IN), int(ReqType.OUT)
+_PLUG_MAX = 32
+_VIEWS_KEPT = 4096
+_KIND = {DATA_IN >> 32: _IN, DATA_OUT >> 32: _OUT}
+
+
+class Hardware:
+    """The drive: ``fetch`` is ``Drive.submit``, and each tag has a function of its own that ends its command."""
+
+    def __init__(self, vm: Any) -> None:
+        driver = vm._host_stack.driver
+        drive, service, sched = driver.drive, driver.drive.service, vm.scheduler
+        store, completion = drive.store, drive.completion
+        heap, order, notify, trace = sched._heap, sched._order, vm._host_irq.notify, drive._trace
+        ram = type(store) is RamStore
+        work = [[int(ns * factor) for factor in service._factors] for ns in (service.read_ns, service.write_ns)]
+        dies, laps, ways, bytes_per_us = service._dies, len(service._factors), len(service._dies), service.bytes_per_us
+
+        def done(now: int, op: int, sector: int, length: int) -> int:
+            """``ServiceTime.done``."""
+            end: int
+            if op > _WRITE:
+                end = service.done(now, op, sector, length)
+                return end
+            service._next = lap = (service._next + 1) % laps
+            die = (sector >> 3) * 0x9E3779B1 % 0xFFFFFFFB % ways
+            end = dies[die]
+            if end < now:
+                end = now
+            dies[die] = end = end + work[op][lap]
+            if service._link_free > end:
+                end = service._link_free
+            service._link_free = end = end + length * 1000 // bytes_per_us
+            return end
+
+        # The link makes commands end in the order of their fetch, so all but the first stand in line instead of on the heap.
+        line: deque[tuple[int, int, Callable[[int], None]]] = deque()
+
+        def end(rq: Any, now: int) -> None:
+            line.popleft()
+            if line:
+                heappush(heap, line[0])
+            views = rq.segments
+            error = 0
+            if ram and rq.op <= _WRITE and len(views) == 1 and (stop := (start := rq.sector << 9) + rq.length) <= store.size:
+                if rq.op == _READ:
+                    views[0][:] = store.bytes[start:stop]
+                else:
+                    store.bytes[start:stop] = views[0]
+            else:
+                error = execute(store, rq.op, rq.sector << 9, rq.length, views, getattr(rq.bios[0], "unmap", True))
+            if sched.observe is not None:
+                trace(("nvme_cqe", rq.key))
+            completion.append((rq, error))
+            notify()
+
+        ends = [partial(end, rq) for rq in vm._host_stack.queues[0].requests]
+
+        def fetch(rq: Any, now: int) -> None:
+            if sched.observe is not None:
+                sched.now = now
+                trace(("nvme_fetch", rq.key))
+            entry = (done(now, rq.op, rq.sector, rq.length), next(order), ends[rq.tag])
+            if not line:
+                heappush(heap, entry)
+            elif rq.op > _WRITE or entry[0] < line[-1][0]:  # a flush does not cross the link
+                heappush(heap, (*entry[:2], partial(drive._end, rq)))
+                return
+            line.append(entry)
+
+        self.done = done
+        self.least_ns = min(min(one) for one in work)
+        self.fetch: Callable[[Any, int], None] = fetch
+
+
+def host_interrupts(vm: Any) -> Steps:
+    """``NvmeDriver.interrupts``."""
+    sched, host, engine, device = vm.scheduler, vm._host_stack, vm.engine, vm._device_context
+    driver = host.driver
+    heap, cost = sched._heap, sched.table
+    c_first, c_next, c_end = cost["nvme_interrupt"], cost["nvme_irq"], cost["host:request_done"]
+    completion = driver.drive.completion
+    hctx = host.queues[0]
+    tags = hctx.tags
+    vcpu_may_wait = not vm._bus._fast
+    now = yield None  # the time at which it begins
+    while True:
+        if not completion:
+            sched.now = now
+            yield WAIT
+            now = sched.now
+            continue
+        first = True
+        while completion:
+            rq, error = completion.popleft()
+            driver.free += 1
+            if first:
+                now = t if heap[0][0] > (t := now + c_first) else (yield t, "nvme_interrupt", rq.key, 0)
+                first = False
+            else:
+                now = t if heap[0][0] > (t := now + c_next) else (yield t, "nvme_irq", rq.key)
+            bios = rq.bios
+            bio = bios[0]
+            if bio.remaining != 1 or len(bios) != 1:
+                sched.now = now
+                yield from host.complete(rq, error)
+                now = sched.now
+                continue
+            sched.now = now = t if heap[0][0] > (t := now + c_end) else (yield t, "host:request_done", rq.key, bio.io)
+            if error:
+                bio.status = error
+            bio.remaining = 0
+            if hctx.waiters:
+                host._free(hctx, rq)
+            else:
+                tags.append(rq.tag)
+            if type(bio) is not HeadOp or vcpu_may_wait:
+                bio.end_io(bio)
+                continue
+            engine._done.append(bio)
+            if device.waiting:
+                device.notify()
+            else:
+                device.notified = True
+        if hctx.dispatch or hctx.running:
+            sched.now = now
+            yield from host.run_hw_queue(0)
+            now = sched.now
+
+
+class HeadOp(IoOp):
+    """The operation of a buffer at one head, used again for each request there."""
+
+    __slots__ = ()
+
+
+class _Ring:
+    """What the loop keeps about a queue: by head the operation whose request is used again, by address the views of guest memory."""
+
+    def __init__(self, queue: Any, end_io: Callable[[Any], None]) -> None:
+        self.queue = queue
+        self.ops: list[HeadOp | None] = [None] * queue.size
+        self.elements = queue._used[4 : 4 + 8 * queue.size].cast("Q")
+        self.views: dict[tuple[int, int], list[memoryview]] = {}
+        self._end_io = end_io
+
+    def view(self, memory: memoryview, gpa: int, half: int) -> list[memoryview] | None:
+        """The data segment of a descriptor, or None if it is none of a plain request's."""
+        length = half & 0xFFFFFFFF
+        if half & ~0xFFFFFFFF not in (DATA_IN, DATA_OUT) or not length or length & 511 or gpa + length > len(memory):
+            return None
+        if len(self.views) >= _VIEWS_KEPT:
+            self.views.clear()
+        view = self.views[gpa, half] = [memory[gpa : gpa + length]]
+        return view
+
+    def op(self, head: int) -> HeadOp:
+        """An operation for this head with a request of its own."""
+        queue = self.queue
+        request = BlkRequest(queue, Chain(head, queue._key | head))
+        op = self.ops[head] = HeadOp(_READ, 0, 0, [], request.key, request, 0, self._end_io, True)
+        return op
+
+
+def device_loop(vm: Any, hardware: Any) -> Steps:
+    """``VirtioBlkDevice.run`` with ``Simulated.flush``, the host's block layer and ``nvme_queue_rq`` inside it."""
+    sched, device, engine, host, interrupt = vm.scheduler, vm.device, vm.engine, vm._host_stack, vm._interrupt
+    heap, cost = sched._heap, sched.table
+    c_notify, c_empty, c_on, c_read, c_write = (
+        cost[key] for key in ("virtio_queue_notify", "virtio_queue_empty", "virtio_queue_set_notification", "pop_read", "pop_write")
+    )
+    c_fill, c_flush, c_irqfd = cost["completion_to_ring"], cost["virtqueue_flush"], cost["irqfd"]
+    c_submit, c_bio, c_command = cost["host:sys_enter_io_submit"], cost["host:bio_to_request"], cost["nvme_command"]
+    memory = vm.memory.bytes
+    end_of_memory = len(memory)
+    irqfd, pending, wake_vcpu = interrupt._irqfd, interrupt._pending, vm._irq_context.notify
+    driver, hctx, wake = host.driver, host.queues[0], engine._wake
+    tags, requests, fetch = hctx.tags, hctx.requests, hardware.fetch
+    most = 0 if host._cut_always else host._max_bytes
+    block_mask = (device.block_size >> 9) - 1
+    rings: dict[int, _Ring] = {}
+    tails: dict[int, memoryview] = {}  # status bytes by address
+    now = yield None  # the time at which it begins
+    while True:
+        work = False
+        completed = engine._done
+        if completed:
+            engine._done = []
+            engine.in_flight -= len(completed)
+            work = True
+            epoch = device.epoch
+            for op in completed:
+                if type(op) is not HeadOp or op.status or op.epoch != epoch or (op.op == _WRITE and not device.writeback):
+                    sched.now = now
+                    yield from device.complete_batch(completed)
+                    now = sched.now
+                    break
+            else:
+                touched = {}
+                for op in completed:
+                    request = op.request
+                    request.left = 0
+                    queue = request.queue
+                    number = queue.number
+                    if device.queues.get(number) is not queue:
+                        continue
+                    request.status_view[0] = 0
+                    request.written = written = request.length + 1 if op.op == _READ else 1
+                    idx = queue.used_idx
+                    rings[number].elements[idx & queue._mask] = written << 32 | request.chain.head
+                    queue.used_idx = (idx + 1) & 0xFFFF
+                    now = t if heap[0][0] > (t := now + c_fill) else (yield t, "completion_to_ring", request.key, 0, 0, written)
+                    touched[number] = queue
+                if engine.batch:
+                    sched.now = now
+                    yield from engine.flush()
+                    now = sched.now
+                for number, queue in touched.items():
+                    if device.queues.get(number) is not queue:
+                        continue
+                    new = queue.used_idx
+                    count = (new - queue._flushed_idx) & 0xFFFF
+                    queue._flushed_idx = new
+                    queue.in_flight -= count
+                    queue._used16[1] = new
+                    device.notify_decisions += 1
+                    now = t if heap[0][0] > (t := now + c_flush) else (yield t, "virtqueue_flush", number, count)
+                    if device.queues.get(number) is not queue or not queue.should_notify():
+                        continue
+                    if irqfd:
+                        interrupt.notifies += 1
+                        pending._bits |= 1
+                        sched.now = now = t if heap[0][0] > (t := now + c_irqfd) else (yield t, "irqfd", number, GSI, 1)
+                        wake_vcpu()
+                    else:
+                        sched.now = now
+                        yield from interrupt.notify(number)
+                        now = sched.now
+        while device._kicked and not device.resetting:
+            work = True
+            number = device._kicked.pop()
+            queue = device.queues.get(number)
+            inside = device._inside
+            if queue is None or device.broken is not None or number in inside:
+                sched.now = now
+                yield from device.handle_output(number)
+                now = sched.now
+                continue
+            ring = rings.get(number)
+            if ring is None or ring.queue is not queue:
+                ring = rings[number] = _Ring(queue, engine.end_io)
+            ops, views, desc, avail, mask, size = ring.ops, ring.views, queue._desc, queue._avail, queue._mask, queue.size
+            inside.add(number)
+            try:
+                now = t if heap[0][0] > (t := now + c_notify) else (yield t, "virtio_queue_notify", number)
+                while device.queues.get(number) is queue:
+                    if queue.notification:
+                        queue.set_notification(False)
+                    while True:
+                        last = queue.last_avail_idx
+                        shadow = queue._shadow_avail_idx
+                        if shadow == last:
+                            queue._shadow_avail_idx = shadow = avail[1]
+                            if shadow == last:
+                                break
+                        head = avail[2 + (last & mask)]
+                        segments = None
+                        if head < size and (shadow - last) & 0xFFFF <= size and queue.in_flight < size:
+                            at, half = unpack_two(desc, head << 4)
+                            if half == INDIRECT and at + 48 <= end_of_memory:
+                                header, header_half, data, half, tail, tail_half = unpack_three(memory, at)
+                                if header_half == HEADER and tail_half == STATUS and header + 16 <= end_of_memory and tail < end_of_memory:
+                                    segments = views.get((data, half)) or ring.view(memory, data, half)
+                        if segments is not None:
+                            kind, sector = unpack_two(memory, header)
+                            op = ops[head] or ring.op(head)
+                            request = op.request
+                            if request.left or kind != _KIND[half >> 32]:
+                                segments = None
+                        if segments is None:
+                            sched.now = now
+                            chain = queue.pop()
+                            request = device.parse(queue, chain)
+                            kind = request.type
+                            if kind == _IN:
+                                yield ("pop_read", request.key, request.sector, request.length >> 9)
+                            elif kind == _OUT:
+                                yield ("pop_write", request.key, request.sector, request.length >> 9)
+                            else:
+                                yield ("pop_other", request.key, kind)
+                            if device.queues.get(number) is not queue:
+                                now = sched.now
+                                break
+                            yield from device.handle_request(request)
+                            now = sched.now
+                            continue
+                        if op.segments is not segments:
+                            op.segments = request.data = segments
+                            op.length = request.length = half & 0xFFFFFFFF
+                        op.op = request.type = kind
+                        op.sector = request.sector = sector
+                        request.status_view = tails.get(tail) or tails.setdefault(tail, memory[tail : tail + 1])
+                        request.status = 0
+                        request.written = 0
+                        queue.last_avail_idx = (last + 1) & 0xFFFF
+                        queue.in_flight += 1
+                        sectors = op.length >> 9
+                        if heap[0][0] > (t := now + (c_write if kind else c_read)):
+                            now = t
+                        else:
+                            now = yield t, "pop_write" if kind else "pop_read", request.key, sector, sectors
+                            if device.queues.get(number) is not queue:
+                                break
+                        if (
+                            sector & block_mask
+                            or sectors & block_mask
+                            or sector + sectors > device.capacity_sectors
+                            or (kind and device.read_only)
+                        ):
+                            sched.now = now
+                            yield from device.handle_request(request)
+                            now = sched.now
+                            continue
+                        request.left = 1
+                        op.status = 0
+                        op.remaining = 1
+                        op.epoch = device.epoch
+                        engine.batch.append(op)
+                        engine.in_flight += 1
+                    batch = engine.batch
+                    if batch:
+                        engine.batch = []
+                        op = batch[0]
+                        now = t if heap[0][0] > (t := now + c_submit) else (yield t, "host:sys_enter_io_submit", op.io)
+                        if len(batch) > 1:
+                            now = yield from _submit_plugged(vm, batch, fetch, now)
+                        elif type(op) is not HeadOp or op.length > most or not tags:
+                            sched.now = now
+                            yield from host.submit_bio(op, None, wake)
+                            now = sched.now
+                        else:
+                            rq = requests[tags.pop()]
+                            rq.op = op.op
+                            rq.sector = sector = op.sector
+                            rq.length = length = op.length
+                            rq.segments = op.segments
+                            rq.bios = batch
+                            now = (
+                                t
+                                if heap[0][0] > (t := now + c_bio)
+                                else (yield t, "host:bio_to_request", op.io, sector, length >> 9, rq.key)
+                            )
+                            if hctx.dispatch or not driver.free or driver._held:
+                                sched.now = now
+                                yield from host._dispatch(hctx, rq, True)
+                                now = sched.now
+                            else:
+                                driver.free -= 1
+                                now = t if heap[0][0] > (t := now + c_command) else (yield t, "nvme_command", rq.key, 0)
+                                fetch(rq, now)
+                    now = t if heap[0][0] > (t := now + c_empty) else (yield t, "virtio_queue_empty", number)
+                    if device.queues.get(number) is not queue:
+                        break
+                    queue.set_notification(True)
+                    now = t if heap[0][0] > (t := now + c_on) else (yield t, "virtio_queue_set_notification", number, 1)
+                    if number in device._again:
+                        device._again.discard(number)
+                    elif queue.recheck():
+                        break
+            except (VirtioError, BadAddress) as error:
+                device.fail(error)
+                yield from engine.flush()
+                now = sched.now
+            finally:
+                inside.discard(number)
+                if device.resetting:
+                    device._wake()
+        if device.resetting and not engine.in_flight and not device._inside:
+            device.resetting = False
+            device.broken = None
+            device.driver_features = 0
+            device.writeback = device.write_cache
+            device.on_reset_done()
+        if not work:
+            sched.now = now
+            yield WAIT
+            now = sched.now
+
+
+def _submit_plugged(vm: Any, batch: list[Any], fetch: Callable[[Any, int], None], now: int) -> Steps:
+    """``IOStack.submit_bio`` of several operations behind one plug, then ``flush_plug``; returns the time."""
+    sched, host, wake = vm.scheduler, vm._host_stack, vm.engine._wake
+    heap, cost, hctx, merge = sched._heap, sched.table, host.queues[0], host.merge
+    c_queue, c_tag = cost["host:block_bio_queue"], cost["host:block_getrq"]
+    tags, requests = hctx.tags, hctx.requests
+    most = 0 if host._cut_always else host._max_bytes
+    plug = Plug()
+    touching: set[int] = set()  # where plugged requests begin and end, as sectors: only there can an operation join one
+    for op in batch:
+        length, sector = op.length, op.sector
+        if type(op) is not HeadOp or length > most or not tags:
+            sched.now = now
+            yield from host.submit_bio(op, plug, wake)
+            now = sched.now
+            for rq in plug:
+                touching |= {rq.sector, rq.sector + (rq.length >> 9)}
+            continue
+        after = sector + (length >> 9)
+        if merge and (sector in touching or after in touching):
+            merged = host._attempt_merge(op, sector, length, op.segments, plug)
+            if merged is not None:
+                touching |= {sector, after}
+                sched.now = now
+                now = yield (host._e_merged[merged[0]], op.io, sector, length >> 9, merged[2])
+                continue
+        now = t if heap[0][0] > (t := now + c_queue) else (yield t, "host:block_bio_queue", op.io, sector, length >> 9)
+        if not tags:
+            sched.now = now
+            yield from host._submit_part(op, sector, length, op.segments, plug, wake)
+            now = sched.now
+            continue
+        rq = requests[tags.pop()]
+        rq.op = op.op
+        rq.sector = sector
+        rq.length = length
+        rq.segments = op.segments
+        rq.bios = [op]
+        now = t if heap[0][0] > (t := now + c_tag) else (yield t, "host:block_getrq", op.io, rq.key)
+        plug.append(rq)
+        touching.add(sector)
+        touching.add(after)
+        if len(plug) >= _PLUG_MAX:
+            now = yield from _flush_plug(vm, plug, fetch, now)
+    return (yield from _flush_plug(vm, plug, fetch, now))
+
+
+def _flush_plug(vm: Any, plug: Plug, fetch: Callable[[Any, int], None], now: int) -> Steps:
+    """``IOStack.flush_plug`` with ``NvmeDriver.queue_rq``: the last one rings the doorbell for all; returns the time."""
+    sched, host = vm.scheduler, vm._host_stack
+    heap, cost, hctx, driver = sched._heap, sched.table, host.queues[0], host.driver
+    c_unplug, c_held, c_command = cost["host:block_unplug"], cost["nvme_queue_rq"], cost["nvme_command"]
+    requests = plug[:]
+    plug.clear()
+    if not requests:
+        return now
+    now = t if heap[0][0] > (t := now + c_unplug) else (yield t, "host:block_unplug", 0, len(requests))
+    last = requests[-1]
+    for rq in requests:
+        if hctx.dispatch or not driver.free:
+            sched.now = now
+            yield from host._dispatch(hctx, rq, rq is last)
+            now = sched.now
+            continue
+        driver.free -= 1
+        if rq is not last:
+            driver._held.append(rq)
+            now = t if heap[0][0] > (t := now + c_held) else (yield t, "nvme_queue_rq", rq.key)
+            continue
+        now = t if heap[0][0] > (t := now + c_command) else (yield t, "nvme_command", rq.key, 0)
+        held, driver._held = driver._held, []
+        for other in held:
+            fetch(other, now)
+        fetch(rq, now)
+    return now

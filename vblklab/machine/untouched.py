@@ -1,0 +1,44 @@
+"""Who replaced what: the rule for every fast path is that it stands in only for code that nobody has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ["Written"]
+
+
+class Written:
+    """The methods of some classes as they were written, taken at import time, before anybody can have replaced one."""
+
+    def __init__(self, *classes: type) -> None:
+        self._methods: dict[type, dict[str, Any]] = {}
+        for cls in classes:
+            found: dict[str, Any] = {}
+            for owner in reversed(cls.__mro__[:-1]):
+                found |= {
+                    name: value for name, value in vars(owner).items() if callable(value) or isinstance(value, (staticmethod, property))
+                }
+            self._methods[cls] = found
+
+    def touched(self, part: Any, but: Iterable[str] = ()) -> str | None:
+        """One sentence about the first method that ``part``, its class or a class between has replaced; None if it is as written.
+
+        Methods in ``but`` and those that only build or print a part may be replaced.
+        """
+        cls = type(part)
+        base = next((one for one in cls.__mro__ if one in self._methods), None)
+        if base is None:
+            return f"{cls.__name__} is a part of its own"
+        own = getattr(part, "__dict__", {})
+        for name, method in self._methods[base].items():
+            if name in ("__init__", "__repr__", *but):
+                continue
+            if name in own:
+                return f"{base.__name__}.{name} is set on this instance"
+            for owner in cls.__mro__:
+                if name in owner.__dict__:
+                    if owner.__dict__[name] is not method:
+                        return f"{base.__name__}.{name} is replaced by {owner.__qualname__}.{name}"
+                    break
+        return None
