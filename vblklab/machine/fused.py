@@ -206,6 +206,7 @@ def _phase(vm: Any, task: FioTask, me: Any, solo: Solo | None, units: Iterator[t
             bio = done.popleft()
             slot = bio.token
             if slot.op or bio.status or not plain_ends:
+                sched.now = now
                 task._reap(bio, now, measured)
                 continue
             shared.completed += 1

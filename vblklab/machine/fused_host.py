@@ -14,7 +14,7 @@ from typing import Any
 from ..device import BlkRequest, IoOp
 from ..disk.drive import execute
 from ..disk.store import RamStore
-from ..errors import BadAddress, VirtioError
+from ..errors import VirtioError
 from ..events import WAIT
 from ..iostack import Plug
 from ..kvm.wiring import GSI
@@ -216,9 +216,9 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
             engine._done = []
             engine.in_flight -= len(completed)
             work = True
-            epoch = device.epoch
+            epoch, stopping = device.epoch, device._stopping
             for op in completed:
-                if type(op) is not HeadOp or op.status or op.epoch != epoch or (op.op == _WRITE and not device.writeback):
+                if type(op) is not HeadOp or op.status or op.epoch != epoch or (op.op == _WRITE and not device.writeback) or stopping:
                     sched.now = now
                     yield from device.complete_batch(completed)
                     now = sched.now
@@ -230,7 +230,7 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                     request.left = 0
                     queue = request.queue
                     number = queue.number
-                    if device.queues.get(number) is not queue:
+                    if device.queues.get(number) is not queue and not device._owns(queue):
                         continue
                     request.status_view[0] = 0
                     request.written = written = request.length + 1 if op.op == _READ else 1
@@ -244,7 +244,7 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                     yield from engine.flush()
                     now = sched.now
                 for number, queue in touched.items():
-                    if device.queues.get(number) is not queue:
+                    if device.queues.get(number) is not queue and not device._owns(queue):
                         continue
                     new = queue.used_idx
                     count = (new - queue._flushed_idx) & 0xFFFF
@@ -253,7 +253,7 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                     queue._used16[1] = new
                     device.notify_decisions += 1
                     now = t if heap[0][0] > (t := now + c_flush) else (yield t, "virtqueue_flush", number, count)
-                    if device.queues.get(number) is not queue or not queue.should_notify():
+                    if (device.queues.get(number) is not queue and not device._owns(queue)) or not queue.should_notify():
                         continue
                     if irqfd:
                         interrupt.notifies += 1
@@ -269,7 +269,7 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
             number = device._kicked.pop()
             queue = device.queues.get(number)
             inside = device._inside
-            if queue is None or device.broken is not None or number in inside:
+            if queue is None or device.broken is not None or number in inside or device.resubmits(number):
                 sched.now = now
                 yield from device.handle_output(number)
                 now = sched.now
@@ -277,14 +277,22 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
             ring = rings.get(number)
             if ring is None or ring.queue is not queue:
                 ring = rings[number] = _Ring(queue, engine.end_io)
-            ops, views, desc, avail, mask, size = ring.ops, ring.views, queue._desc, queue._avail, queue._mask, queue.size
+            ops, views, threes, desc, avail, mask, size = (
+                ring.ops,
+                ring.views,
+                queue._threes,
+                queue._desc,
+                queue._avail,
+                queue._mask,
+                queue.size,
+            )
             inside.add(number)
             try:
                 now = t if heap[0][0] > (t := now + c_notify) else (yield t, "virtio_queue_notify", number)
                 while device.queues.get(number) is queue:
                     if queue.notification:
                         queue.set_notification(False)
-                    while True:
+                    while device.queues.get(number) is queue:
                         last = queue.last_avail_idx
                         shadow = queue._shadow_avail_idx
                         if shadow == last:
@@ -293,7 +301,7 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                                 break
                         head = avail[2 + (last & mask)]
                         segments = None
-                        if head < size and (shadow - last) & 0xFFFF <= size and queue.in_flight < size:
+                        if head < size and threes and (shadow - last) & 0xFFFF <= size and queue.in_flight < size:
                             at, half = unpack_two(desc, head << 4)
                             if half == INDIRECT and at + 48 <= end_of_memory:
                                 header, header_half, data, half, tail, tail_half = unpack_three(memory, at)
@@ -307,19 +315,7 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                                 segments = None
                         if segments is None:
                             sched.now = now
-                            chain = queue.pop()
-                            request = device.parse(queue, chain)
-                            kind = request.type
-                            if kind == _IN:
-                                yield ("pop_read", request.key, request.sector, request.length >> 9)
-                            elif kind == _OUT:
-                                yield ("pop_write", request.key, request.sector, request.length >> 9)
-                            else:
-                                yield ("pop_other", request.key, kind)
-                            if device.queues.get(number) is not queue:
-                                now = sched.now
-                                break
-                            yield from device.handle_request(request)
+                            yield from device.serve_one(queue)
                             now = sched.now
                             continue
                         if op.segments is not segments:
@@ -328,8 +324,8 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                         op.op = request.type = kind
                         op.sector = request.sector = sector
                         request.status_view = tails.get(tail) or tails.setdefault(tail, memory[tail : tail + 1])
-                        request.status = 0
-                        request.written = 0
+                        request.status = request.error = request.written = 0
+                        request.ended = False
                         queue.last_avail_idx = (last + 1) & 0xFFFF
                         queue.in_flight += 1
                         sectors = op.length >> 9
@@ -337,8 +333,8 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                             now = t
                         else:
                             now = yield t, "pop_write" if kind else "pop_read", request.key, sector, sectors
-                            if device.queues.get(number) is not queue:
-                                break
+                            if not device._owns(queue):
+                                continue
                         if (
                             sector & block_mask
                             or sectors & block_mask
@@ -395,20 +391,16 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                         device._again.discard(number)
                     elif queue.recheck():
                         break
-            except (VirtioError, BadAddress) as error:
-                device.fail(error)
+            except VirtioError as error:
+                device.failed(number, error)
                 yield from engine.flush()
                 now = sched.now
             finally:
-                inside.discard(number)
-                if device.resetting:
-                    device._wake()
+                device.leave(number)
+        if device._stopping:
+            device._end_stops()
         if device.resetting and not engine.in_flight and not device._inside:
-            device.resetting = False
-            device.broken = None
-            device.driver_features = 0
-            device.writeback = device.write_cache
-            device.on_reset_done()
+            device._end_reset()
         if not work:
             sched.now = now
             yield WAIT

@@ -24,7 +24,7 @@ from ..transport import MmioRegisters, MmioTransport
 from .base import Recipe, build_run, default_vcpus, deferred_interrupt, fresh, memory_bytes
 from .costs import CostTable
 from .observe import Observer, Seen, trace_event
-from .paths import choose, fuse
+from .paths import Choice, choose, fuse
 from .sched import Context, Cpu, Scheduler
 from .where import Where, where
 
@@ -86,6 +86,7 @@ class SimVm:
         self._last: Seen | None = None
         self._costs = machine.costs
         self._closed = False
+        self._choices: list[Choice] = []  # what run() has chosen
         rng = random.Random(machine.seed)
         self.correlator = Correlator()
         interleave = random.Random(rng.getrandbits(64)) if machine.interleave == "random" else None
@@ -260,10 +261,6 @@ class SimVm:
             "a kick, an interrupt or a buffer was lost: step() through the end of the trace",
         )
 
-    def explain(self) -> list[str]:
-        """The path that the device's requests take, and why."""
-        return ["plain path: simulated time passes at trace points"]
-
     def step(self, points: int = 1) -> TraceEvent | None:
         """Go on to the next trace point (or over so many) and return it; None when every task has ended."""
         event: TraceEvent | None = None
@@ -296,9 +293,8 @@ class SimVm:
 
     def explain(self) -> list[str]:
         """For each context whether ``run`` takes the fused path; for the plain path the reason."""
-        return [
-            f"{'plain' if one.why else 'fused'} path: {one.context.name}{': ' if one.why else ''}{one.why or ''}" for one in choose(self)
-        ]
+        choices = self._choices or choose(self)
+        return [f"{'plain' if one.why else 'fused'} path: {one.context.name}{': ' if one.why else ''}{one.why or ''}" for one in choices]
 
     def ring(self, queue: int = 0) -> RingView:
         """The bytes of a virtqueue as they lie in memory now: descriptor table, available ring, used ring.
@@ -351,7 +347,8 @@ class SimVm:
 
     def _fuse(self) -> None:
         """Change to the fused path; a context that is busy changes when it idles."""
-        busy = fuse(choose(self))
+        self._choices = list(choose(self))
+        busy = fuse(self._choices)
         for _ in range(_CHUNK):
             if not busy or not self._advance(1):
                 return
