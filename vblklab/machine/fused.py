@@ -3,11 +3,12 @@
 A context may be fused while every part it runs through is as it was written (``paths.py``).  A fused context does what the parts
 do, to the same rings, tags and requests, at the same times; what is not the usual case it leaves to the parts, by ``yield from``.
 It passes a trace point by itself while nothing else is due before the point's end; otherwise, or when somebody observes, it
-yields the point with the time of its end.  ``tests/machine/test_fused.py`` compares times, traces and bytes.
+yields the time of its end, with the point for who observes.  ``tests/machine/test_fused.py`` compares times, traces and bytes.
 
-    now = t if heap[0][0] > (t := now + cost) else (yield t, key, *args)
+    now = t if (due := heap[0][0]) > (t := now + cost) else (yield t if due >= 0 else (t, key, *args))
 
-is one trace point.  ``sched.now`` is set before anything that asks for it: a wait, a notification, a part's own code.
+is one trace point; only who observes puts something on the heap that is due at a negative time.  ``sched.now`` is set before
+anything that asks for it: a wait, a notification, a part's own code.
 """
 
 from __future__ import annotations
@@ -57,13 +58,19 @@ class SlotBio(Bio):
 
 def guest_task(vm: Any, task: FioTask, me: Any, solo: Solo | None) -> Steps:
     """``FioTask.run`` down to the doorbell, in the context ``me``; ``solo`` carries an I/O out that is alone on the machine."""
-    now = yield None  # the time at which it begins
-    now = yield from _phase(vm, task, me, solo, task._main_ios(), now, measured=True)
-    if task._shadow is not None and task._written and not task.stopping:
+    job_phase = _phase(vm, task, me, solo, task._main_ios(), None, measured=True)
+    return job_phase if task._shadow is None else _then_verify(job_phase, vm, task, me, solo)
+
+
+def _then_verify(job_phase: Steps, vm: Any, task: FioTask, me: Any, solo: Solo | None) -> Steps:
+    now = yield from job_phase
+    if task._written and not task.stopping:
         yield from _phase(vm, task, me, solo, task._verify_ios(), now, measured=False)
 
 
-def _phase(vm: Any, task: FioTask, me: Any, solo: Solo | None, units: Iterator[tuple[int, int, int]], now: int, *, measured: bool) -> Steps:
+def _phase(
+    vm: Any, task: FioTask, me: Any, solo: Solo | None, units: Iterator[tuple[int, int, int]], began: int | None, *, measured: bool
+) -> Steps:
     """``FioTask._phase``, one I/O a system call; returns the time."""
     sched, bus, registers, iostack, driver = vm.scheduler, vm._bus, vm.registers, vm.iostack, vm.driver
     heap, cost = sched._heap, sched.table
@@ -87,6 +94,7 @@ def _phase(vm: Any, task: FioTask, me: Any, solo: Solo | None, units: Iterator[t
     unit: tuple[int, int, int] | None = None
     exhausted = started = False
     ended_ns = alone = 0
+    now: int = (yield None) if began is None else began
     while True:
         while free and not exhausted:
             unit = unit or next(units, None)
@@ -123,7 +131,9 @@ def _phase(vm: Any, task: FioTask, me: Any, solo: Solo | None, units: Iterator[t
                     sched.now = now
                     now = yield PAUSE
                 break
-            start_ns = now = t if heap[0][0] > (t := now + c_enter) else (yield t, "sys_enter_io_submit", io, 1)
+            start_ns = now = (
+                t if (due := heap[0][0]) > (t := now + c_enter) else (yield t if due >= 0 else (t, "sys_enter_io_submit", io, 1))
+            )
             if op > _WRITE or length > most or len(slot.segments) != 1 or not tags:
                 sched.now = now
                 yield from iostack.submit_bio(task._bio(slot, io), None, wake)
@@ -143,7 +153,11 @@ def _phase(vm: Any, task: FioTask, me: Any, solo: Solo | None, units: Iterator[t
                 rq.length = length
                 rq.segments = bio.segments
                 rq.bios = [bio]
-                now = t if heap[0][0] > (t := now + c_bio) else (yield t, "bio_to_request", io, sector, length >> 9, rq.key)
+                now = (
+                    t
+                    if (due := heap[0][0]) > (t := now + c_bio)
+                    else (yield t if due >= 0 else (t, "bio_to_request", io, sector, length >> 9, rq.key))
+                )
                 if hctx.dispatch or driver.failed is not None or not heads:
                     sched.now = now
                     yield from iostack._dispatch(hctx, rq, True)
@@ -165,22 +179,34 @@ def _phase(vm: Any, task: FioTask, me: Any, solo: Solo | None, units: Iterator[t
                     idx = ring.avail_idx
                     avail[2 + (idx & mask)] = head
                     ring.avail_idx = (idx + 1) & 0xFFFF
-                    now = t if heap[0][0] > (t := now + c_ring) else (yield t, "request_to_ring", rq.key, queue << 16 | head)
+                    now = (
+                        t
+                        if (due := heap[0][0]) > (t := now + c_ring)
+                        else (yield t if due >= 0 else (t, "request_to_ring", rq.key, queue << 16 | head))
+                    )
                     if ring.broken is None:
                         avail[1] = ring._published_idx = ring.avail_idx
                     driver.kick_decisions += 1
-                    now = t if heap[0][0] > (t := now + c_prepare) else (yield t, "virtqueue_kick_prepare", queue)
+                    now = (
+                        t
+                        if (due := heap[0][0]) > (t := now + c_prepare)
+                        else (yield t if due >= 0 else (t, "virtqueue_kick_prepare", queue))
+                    )
                     new = ring._published_idx
                     old = ring._kicked_idx
                     ring._kicked_idx = new
                     if ((new - used16[event_at] - 1) & 0xFFFF) < ((new - old) & 0xFFFF) if event_idx else new != old and not used16[0] & 1:
                         driver.kicks += 1
                         bus.fast_mmio += 1
-                        sched.now = now = t if heap[0][0] > (t := now + c_bell) else (yield t, "doorbell_fast", _NOTIFY, queue)
+                        sched.now = now = (
+                            t
+                            if (due := heap[0][0]) > (t := now + c_bell)
+                            else (yield t if due >= 0 else (t, "doorbell_fast", _NOTIFY, queue))
+                        )
                         if registers.status & _DRIVER_OK and not registers._resetting:
                             registers.on_notify(queue)
-                        now = t if heap[0][0] > (t := now + c_entry) else (yield t, "kvm_entry")
-            now = t if heap[0][0] > (t := now + c_exit) else (yield t, "sys_exit_io_submit", io)
+                        now = t if (due := heap[0][0]) > (t := now + c_entry) else (yield t if due >= 0 else (t, "kvm_entry"))
+            now = t if (due := heap[0][0]) > (t := now + c_exit) else (yield t if due >= 0 else (t, "sys_exit_io_submit", io))
             slot.start_ns = start_ns
             slot.issue_ns = ended_ns = now
             if not started:
@@ -201,7 +227,11 @@ def _phase(vm: Any, task: FioTask, me: Any, solo: Solo | None, units: Iterator[t
                     yield Wait(0)
             now = sched.now
             continue
-        ended_ns = now = t if heap[0][0] > (t := now + c_reap) else (yield t, "sys_exit_io_getevents", done[-1].io, len(done))
+        ended_ns = now = (
+            t
+            if (due := heap[0][0]) > (t := now + c_reap)
+            else (yield t if due >= 0 else (t, "sys_exit_io_getevents", done[-1].io, len(done)))
+        )
         while done:
             bio = done.popleft()
             slot = bio.token
@@ -242,18 +272,18 @@ def guest_interrupts(vm: Any) -> Steps:
             yield WAIT
             now = sched.now
             continue
-        now = t if heap[0][0] > (t := now + c_inject) else (yield t, "kvm_inj_virq", GSI)
+        now = t if (due := heap[0][0]) > (t := now + c_inject) else (yield t if due >= 0 else (t, "kvm_inj_virq", GSI))
         driver.interrupts += 1
-        now = t if heap[0][0] > (t := now + c_handler) else (yield t, "vm_interrupt")
+        now = t if (due := heap[0][0]) > (t := now + c_handler) else (yield t if due >= 0 else (t, "vm_interrupt"))
         bus.exits += 1
-        now = t if heap[0][0] > (t := now + c_read) else (yield t, "mmio_read", _CAUSES, 0, 0)
+        now = t if (due := heap[0][0]) > (t := now + c_read) else (yield t if due >= 0 else (t, "mmio_read", _CAUSES, 0, 0))
         causes = pending._bits & 3
         if causes:
             bus.exits += 1
-            now = t if heap[0][0] > (t := now + c_write) else (yield t, "mmio_write", _ACK, 1, causes)
+            now = t if (due := heap[0][0]) > (t := now + c_write) else (yield t if due >= 0 else (t, "mmio_write", _ACK, 1, causes))
             pending._bits &= ~causes
             if level and not pending._bits:
-                now = t if heap[0][0] > (t := now + c_lower) else (yield t, "kvm_set_irq", GSI, 0)
+                now = t if (due := heap[0][0]) > (t := now + c_lower) else (yield t if due >= 0 else (t, "kvm_set_irq", GSI, 0))
             if causes & 2:
                 sched.now = now
                 yield from driver._config_changed()
@@ -266,7 +296,7 @@ def guest_interrupts(vm: Any) -> Steps:
                 continue
             event_at, mask, size = ring._used_event_at, ring._mask, ring.size
             tokens, writable, heads, chains, tags = ring._tokens, ring._writable, ring._free, ring._chains, hctx.tags
-            now = t if heap[0][0] > (t := now + c_done) else (yield t, "virtblk_interrupt", queue)
+            now = t if (due := heap[0][0]) > (t := now + c_done) else (yield t if due >= 0 else (t, "virtblk_interrupt", queue))
             while True:
                 ring.callbacks = False
                 if event_idx:
@@ -291,7 +321,7 @@ def guest_interrupts(vm: Any) -> Steps:
                         heads.append(head)
                     ring.last_used_idx = (last + 1) & 0xFFFF
                     status = memory[rq.pdu[1]]
-                    now = t if heap[0][0] > (t := now + c_get) else (yield t, "virtqueue_get_buf", rq.key)
+                    now = t if (due := heap[0][0]) > (t := now + c_get) else (yield t if due >= 0 else (t, "virtqueue_get_buf", rq.key))
                     bios = rq.bios
                     bio = bios[0]
                     if status or bio.remaining != 1 or len(bios) != 1:
@@ -299,7 +329,9 @@ def guest_interrupts(vm: Any) -> Steps:
                         yield from iostack.complete(rq, _ERRNO_OF.get(status, errno.EIO) if status else 0)
                         now = sched.now
                         continue
-                    sched.now = now = t if heap[0][0] > (t := now + c_end) else (yield t, "request_done", rq.key, bio.io)
+                    sched.now = now = (
+                        t if (due := heap[0][0]) > (t := now + c_end) else (yield t if due >= 0 else (t, "request_done", rq.key, bio.io))
+                    )
                     bio.remaining = 0
                     if hctx.waiters:
                         iostack._free(hctx, rq)
@@ -313,13 +345,15 @@ def guest_interrupts(vm: Any) -> Steps:
                         bio.context.notify()
                     else:
                         bio.context.notified = True
-                now = t if heap[0][0] > (t := now + c_off) else (yield t, "virtqueue_enable_cb_prepare", queue)
+                now = (
+                    t if (due := heap[0][0]) > (t := now + c_off) else (yield t if due >= 0 else (t, "virtqueue_enable_cb_prepare", queue))
+                )
                 ring.callbacks = True
                 if event_idx:
                     avail[event_at] = ring.last_used_idx
                 else:
                     avail[0] = 0
-                now = t if heap[0][0] > (t := now + c_on) else (yield t, "virtqueue_enable_cb", queue)
+                now = t if (due := heap[0][0]) > (t := now + c_on) else (yield t if due >= 0 else (t, "virtqueue_enable_cb", queue))
                 if ring.broken is not None or used16[1] == ring.last_used_idx:
                     break
             if hctx.dispatch or hctx.running:

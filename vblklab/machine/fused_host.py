@@ -39,7 +39,7 @@ class Hardware:
         driver = vm._host_stack.driver
         drive, service, sched = driver.drive, driver.drive.service, vm.scheduler
         store, completion = drive.store, drive.completion
-        heap, order, notify, trace = sched._heap, sched._order, vm._host_irq.notify, drive._trace
+        heap, order, irq, notify, trace = sched._heap, sched._order, vm._host_irq, vm._host_irq.notify, drive._trace
         ram = type(store) is RamStore
         work = [[int(ns * factor) for factor in service._factors] for ns in (service.read_ns, service.write_ns)]
         dies, laps, ways, bytes_per_us = service._dies, len(service._factors), len(service._dies), service.bytes_per_us
@@ -80,7 +80,10 @@ class Hardware:
             if sched.observe is not None:
                 trace(("nvme_cqe", rq.key))
             completion.append((rq, error))
-            notify()
+            if irq.waiting:
+                notify()
+            else:
+                irq.notified = True
 
         ends = [partial(end, rq) for rq in vm._host_stack.queues[0].requests]
 
@@ -123,10 +126,10 @@ def host_interrupts(vm: Any) -> Steps:
             rq, error = completion.popleft()
             driver.free += 1
             if first:
-                now = t if heap[0][0] > (t := now + c_first) else (yield t, "nvme_interrupt", rq.key, 0)
+                now = t if (due := heap[0][0]) > (t := now + c_first) else (yield t if due >= 0 else (t, "nvme_interrupt", rq.key, 0))
                 first = False
             else:
-                now = t if heap[0][0] > (t := now + c_next) else (yield t, "nvme_irq", rq.key)
+                now = t if (due := heap[0][0]) > (t := now + c_next) else (yield t if due >= 0 else (t, "nvme_irq", rq.key))
             bios = rq.bios
             bio = bios[0]
             if bio.remaining != 1 or len(bios) != 1:
@@ -134,7 +137,9 @@ def host_interrupts(vm: Any) -> Steps:
                 yield from host.complete(rq, error)
                 now = sched.now
                 continue
-            sched.now = now = t if heap[0][0] > (t := now + c_end) else (yield t, "host:request_done", rq.key, bio.io)
+            sched.now = now = (
+                t if (due := heap[0][0]) > (t := now + c_end) else (yield t if due >= 0 else (t, "host:request_done", rq.key, bio.io))
+            )
             if error:
                 bio.status = error
             bio.remaining = 0
@@ -157,9 +162,11 @@ def host_interrupts(vm: Any) -> Steps:
 
 
 class HeadOp(IoOp):
-    """The operation of a buffer at one head, used again for each request there."""
+    """The operation of a buffer at one head, used again with its request for each there until one ends in another way than usual."""
 
-    __slots__ = ()
+    __slots__ = ("ring",)
+
+    ring: _Ring
 
 
 class _Ring:
@@ -187,6 +194,7 @@ class _Ring:
         queue = self.queue
         request = BlkRequest(queue, Chain(head, queue._key | head))
         op = self.ops[head] = HeadOp(_READ, 0, 0, [], request.key, request, 0, self._end_io, True)
+        op.ring = self
         return op
 
 
@@ -220,6 +228,9 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
             for op in completed:
                 if type(op) is not HeadOp or op.status or op.epoch != epoch or (op.op == _WRITE and not device.writeback) or stopping:
                     sched.now = now
+                    for spent in completed:
+                        if type(spent) is HeadOp:
+                            spent.ring.ops[spent.request.chain.head] = None
                     yield from device.complete_batch(completed)
                     now = sched.now
                     break
@@ -233,11 +244,15 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                     if device.queues.get(number) is not queue and not device._owns(queue):
                         continue
                     request.status_view[0] = 0
-                    request.written = written = request.length + 1 if op.op == _READ else 1
+                    written = request.length + 1 if op.op == _READ else 1
                     idx = queue.used_idx
                     rings[number].elements[idx & queue._mask] = written << 32 | request.chain.head
                     queue.used_idx = (idx + 1) & 0xFFFF
-                    now = t if heap[0][0] > (t := now + c_fill) else (yield t, "completion_to_ring", request.key, 0, 0, written)
+                    now = (
+                        t
+                        if (due := heap[0][0]) > (t := now + c_fill)
+                        else (yield t if due >= 0 else (t, "completion_to_ring", request.key, 0, 0, written))
+                    )
                     touched[number] = queue
                 if engine.batch:
                     sched.now = now
@@ -252,13 +267,19 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                     queue.in_flight -= count
                     queue._used16[1] = new
                     device.notify_decisions += 1
-                    now = t if heap[0][0] > (t := now + c_flush) else (yield t, "virtqueue_flush", number, count)
+                    now = (
+                        t
+                        if (due := heap[0][0]) > (t := now + c_flush)
+                        else (yield t if due >= 0 else (t, "virtqueue_flush", number, count))
+                    )
                     if (device.queues.get(number) is not queue and not device._owns(queue)) or not queue.should_notify():
                         continue
                     if irqfd:
                         interrupt.notifies += 1
                         pending._bits |= 1
-                        sched.now = now = t if heap[0][0] > (t := now + c_irqfd) else (yield t, "irqfd", number, GSI, 1)
+                        sched.now = now = (
+                            t if (due := heap[0][0]) > (t := now + c_irqfd) else (yield t if due >= 0 else (t, "irqfd", number, GSI, 1))
+                        )
                         wake_vcpu()
                     else:
                         sched.now = now
@@ -288,7 +309,7 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
             )
             inside.add(number)
             try:
-                now = t if heap[0][0] > (t := now + c_notify) else (yield t, "virtio_queue_notify", number)
+                now = t if (due := heap[0][0]) > (t := now + c_notify) else (yield t if due >= 0 else (t, "virtio_queue_notify", number))
                 while device.queues.get(number) is queue:
                     if queue.notification:
                         queue.set_notification(False)
@@ -324,16 +345,14 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                         op.op = request.type = kind
                         op.sector = request.sector = sector
                         request.status_view = tails.get(tail) or tails.setdefault(tail, memory[tail : tail + 1])
-                        request.status = request.error = request.written = 0
-                        request.ended = False
                         queue.last_avail_idx = (last + 1) & 0xFFFF
                         queue.in_flight += 1
                         sectors = op.length >> 9
-                        if heap[0][0] > (t := now + (c_write if kind else c_read)):
+                        if (due := heap[0][0]) > (t := now + (c_write if kind else c_read)):
                             now = t
                         else:
-                            now = yield t, "pop_write" if kind else "pop_read", request.key, sector, sectors
-                            if not device._owns(queue):
+                            now = yield t if due >= 0 else (t, "pop_write" if kind else "pop_read", request.key, sector, sectors)
+                            if device.queues.get(number) is not queue and not device._owns(queue):
                                 continue
                         if (
                             sector & block_mask
@@ -341,12 +360,12 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                             or sector + sectors > device.capacity_sectors
                             or (kind and device.read_only)
                         ):
+                            ops[head] = None
                             sched.now = now
                             yield from device.handle_request(request)
                             now = sched.now
                             continue
                         request.left = 1
-                        op.status = 0
                         op.remaining = 1
                         op.epoch = device.epoch
                         engine.batch.append(op)
@@ -355,7 +374,11 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                     if batch:
                         engine.batch = []
                         op = batch[0]
-                        now = t if heap[0][0] > (t := now + c_submit) else (yield t, "host:sys_enter_io_submit", op.io)
+                        now = (
+                            t
+                            if (due := heap[0][0]) > (t := now + c_submit)
+                            else (yield t if due >= 0 else (t, "host:sys_enter_io_submit", op.io))
+                        )
                         if len(batch) > 1:
                             now = yield from _submit_plugged(vm, batch, fetch, now)
                         elif type(op) is not HeadOp or op.length > most or not tags:
@@ -371,8 +394,8 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                             rq.bios = batch
                             now = (
                                 t
-                                if heap[0][0] > (t := now + c_bio)
-                                else (yield t, "host:bio_to_request", op.io, sector, length >> 9, rq.key)
+                                if (due := heap[0][0]) > (t := now + c_bio)
+                                else (yield t if due >= 0 else (t, "host:bio_to_request", op.io, sector, length >> 9, rq.key))
                             )
                             if hctx.dispatch or not driver.free or driver._held:
                                 sched.now = now
@@ -380,13 +403,21 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                                 now = sched.now
                             else:
                                 driver.free -= 1
-                                now = t if heap[0][0] > (t := now + c_command) else (yield t, "nvme_command", rq.key, 0)
+                                now = (
+                                    t
+                                    if (due := heap[0][0]) > (t := now + c_command)
+                                    else (yield t if due >= 0 else (t, "nvme_command", rq.key, 0))
+                                )
                                 fetch(rq, now)
-                    now = t if heap[0][0] > (t := now + c_empty) else (yield t, "virtio_queue_empty", number)
+                    now = t if (due := heap[0][0]) > (t := now + c_empty) else (yield t if due >= 0 else (t, "virtio_queue_empty", number))
                     if device.queues.get(number) is not queue:
                         break
                     queue.set_notification(True)
-                    now = t if heap[0][0] > (t := now + c_on) else (yield t, "virtio_queue_set_notification", number, 1)
+                    now = (
+                        t
+                        if (due := heap[0][0]) > (t := now + c_on)
+                        else (yield t if due >= 0 else (t, "virtio_queue_set_notification", number, 1))
+                    )
                     if number in device._again:
                         device._again.discard(number)
                     elif queue.recheck():
@@ -433,7 +464,11 @@ def _submit_plugged(vm: Any, batch: list[Any], fetch: Callable[[Any, int], None]
                 sched.now = now
                 now = yield (host._e_merged[merged[0]], op.io, sector, length >> 9, merged[2])
                 continue
-        now = t if heap[0][0] > (t := now + c_queue) else (yield t, "host:block_bio_queue", op.io, sector, length >> 9)
+        now = (
+            t
+            if (due := heap[0][0]) > (t := now + c_queue)
+            else (yield t if due >= 0 else (t, "host:block_bio_queue", op.io, sector, length >> 9))
+        )
         if not tags:
             sched.now = now
             yield from host._submit_part(op, sector, length, op.segments, plug, wake)
@@ -445,7 +480,7 @@ def _submit_plugged(vm: Any, batch: list[Any], fetch: Callable[[Any, int], None]
         rq.length = length
         rq.segments = op.segments
         rq.bios = [op]
-        now = t if heap[0][0] > (t := now + c_tag) else (yield t, "host:block_getrq", op.io, rq.key)
+        now = t if (due := heap[0][0]) > (t := now + c_tag) else (yield t if due >= 0 else (t, "host:block_getrq", op.io, rq.key))
         plug.append(rq)
         touching.add(sector)
         touching.add(after)
@@ -463,7 +498,7 @@ def _flush_plug(vm: Any, plug: Plug, fetch: Callable[[Any, int], None], now: int
     plug.clear()
     if not requests:
         return now
-    now = t if heap[0][0] > (t := now + c_unplug) else (yield t, "host:block_unplug", 0, len(requests))
+    now = t if (due := heap[0][0]) > (t := now + c_unplug) else (yield t if due >= 0 else (t, "host:block_unplug", 0, len(requests)))
     last = requests[-1]
     for rq in requests:
         if hctx.dispatch or not driver.free:
@@ -474,9 +509,9 @@ def _flush_plug(vm: Any, plug: Plug, fetch: Callable[[Any, int], None], now: int
         driver.free -= 1
         if rq is not last:
             driver._held.append(rq)
-            now = t if heap[0][0] > (t := now + c_held) else (yield t, "nvme_queue_rq", rq.key)
+            now = t if (due := heap[0][0]) > (t := now + c_held) else (yield t if due >= 0 else (t, "nvme_queue_rq", rq.key))
             continue
-        now = t if heap[0][0] > (t := now + c_command) else (yield t, "nvme_command", rq.key, 0)
+        now = t if (due := heap[0][0]) > (t := now + c_command) else (yield t if due >= 0 else (t, "nvme_command", rq.key, 0))
         held, driver._held = driver._held, []
         for other in held:
             fetch(other, now)

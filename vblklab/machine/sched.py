@@ -3,7 +3,8 @@
 A trace point is hit at a time, then its cost passes on the context's CPU, then the context goes on; the code between two
 yields happens in an instant.  While nothing else is due earlier the context goes on without touching the heap.
 
-A fused context (``fused.py``) passes a trace point by itself if nothing is due before the point's end; else it yields (end, key, …).
+A fused context (``fused.py``) passes a trace point by itself if nothing is due before the point's end; else it yields the time of its
+end, or (end, key, …) for who observes.
 """
 
 from __future__ import annotations
@@ -245,13 +246,21 @@ class Scheduler:
                     if self._ended(context):
                         return True
                 else:
-                    if type(ev) is tuple and type(when := ev[0]) is int:  # it has looked: something is due
-                        now, place, context = heapreplace(heap, (when, next(order), context))
+                    if type(ev) is int:  # it has looked: something is due before that time
+                        now, place, context = heapreplace(heap, (ev, next(order), context))
                         continue
-                    cpu = context.cpu
-                    if ev is WAIT and not (context.notified or cpu.masked or cpu.pending or cpu.preempted or cpu.ready):
+                    if ev is WAIT:
+                        if context.notified:
+                            context.notified = False
+                            now = self.now
+                            continue
                         context.waiting = True
-                        cpu.current = None
+                        cpu = context.cpu
+                        if not cpu.masked:
+                            if cpu.pending is None and cpu.preempted is None and not cpu.ready:
+                                cpu.current = None
+                            else:
+                                self._next(cpu)
                         now, place, context = heappop(heap)
                         continue
                     if ev is PAUSE:
@@ -293,17 +302,16 @@ class Scheduler:
                 if ev is None:
                     ev = send(argument)
                 if type(ev) is tuple:
-                    cost: Any = ev[0]
-                    if type(cost) is int:
-                        heappush(heap, (cost, next(self._order), context))
-                        return False
-                    cost = table[cost]
+                    cost = table[ev[0]]
                     if jitter is not None:
                         cost = jitter(cost)
                     self.now = now = argument = self.now + cost
                     if heap[0][0] <= now:
                         heappush(heap, (now, next(self._order), context))
                         return False
+                elif type(ev) is int:
+                    heappush(heap, (ev, next(self._order), context))
+                    return False
                 elif ev is WAIT:
                     if not context.notified:
                         context.waiting = True
@@ -423,7 +431,7 @@ class Scheduler:
                     if random:
                         return ev
                     if heap[1][0] <= when or (len(heap) > 2 and heap[2][0] <= when):  # below the root: what is due first
-                        return (when,)
+                        return when
                     self.now = argument = when
             finally:
                 heappop(heap)
