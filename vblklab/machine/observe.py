@@ -12,7 +12,7 @@ from .sched import Context, Scheduler
 
 __all__ = ["Observer", "Seen", "trace_event"]
 
-_ALL = 1000  # I/Os whose every step is followed; after them one window in 32 is
+_ALL = 500  # I/Os whose every step is followed; after them one window in 32 is
 _WINDOWS = 32
 
 

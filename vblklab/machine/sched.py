@@ -41,7 +41,7 @@ class Context:
 
     __slots__ = (
         "_scheduler", "cpu", "done", "generator", "interrupt_ns", "name", "notified", "notify",
-        "resume", "send", "serial", "started", "task", "waiting", "wake_ns",
+        "resume", "send", "serial", "started", "task", "waiting", "wake_ns", "watched",
     )  # fmt: skip
 
     def __init__(
@@ -51,6 +51,7 @@ class Context:
         self.cpu = cpu
         self.generator = generator
         self.send = generator.send
+        self.watched: Callable[[Any], Any] | None = None
         self.wake_ns = wake_ns
         self.interrupt_ns = interrupt_ns  # not None: an interrupt context, and what it costs to reach a running CPU
         self.waiting = True
@@ -68,6 +69,7 @@ class Context:
         self.generator.close()
         self.generator = generator
         self.send = self.resume = generator.send
+        self.watched = None
         next(generator)  # to its first yield, where it is given the time at which it begins
         self.started = True
         self.__class__ = Fused
@@ -292,7 +294,7 @@ class Scheduler:
         cpu = context.cpu
         jitter = self._jitter if self._interleave is not None else None
         self.current = context
-        send = context.send if self.observe is None and jitter is None else self._watched(context)
+        send = context.send if self.observe is None and jitter is None else context.watched or self._watched(context)
         argument: Any = now if context.started else None
         if ev is None:
             self.now = now
@@ -406,16 +408,16 @@ class Scheduler:
 
     def _watched(self, context: Context) -> Callable[[Any], Any]:
         """``context.send`` with a look at what it yields; a fused context yields every point then, and is sent on until it stops."""
-        send, observe, heap, table = context.send, self.observe, self._heap, self.table
-        random = self._interleave is not None
+        send, heap, table = context.send, self._heap, self.table
 
         def watched(argument: Any) -> Any:
             ev = send(argument)
-            if observe is not None:
-                observe(self.now, context, ev)
+            if self.observe is not None:
+                self.observe(self.now, context, ev)
             return ev
 
         def watched_fused(argument: Any) -> Any:
+            observe = self.observe
             heappush(heap, _DUE)
             try:
                 while True:
@@ -428,7 +430,7 @@ class Scheduler:
                     self.now = now = when - table[ev[0]]
                     if observe is not None:
                         observe(now, context, ev)
-                    if random:
+                    if self._interleave is not None:
                         return ev
                     if heap[1][0] <= when or (len(heap) > 2 and heap[2][0] <= when):  # below the root: what is due first
                         return when
@@ -436,7 +438,8 @@ class Scheduler:
             finally:
                 heappop(heap)
 
-        return watched_fused if type(context) is Fused else watched
+        context.watched = watched_fused if type(context) is Fused else watched
+        return context.watched
 
     def _unknown(self, error: KeyError, context: Context) -> None:
         key = error.args[0] if error.args else None
