@@ -311,7 +311,7 @@ class Scheduler:
                     if heap[0][0] <= now:
                         heappush(heap, (now, next(self._order), context))
                         return False
-                elif type(ev) is int:
+                elif type(ev) is int and type(context) is Fused:
                     heappush(heap, (ev, next(self._order), context))
                     return False
                 elif ev is WAIT:
