@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Generator
 from typing import Any
 
@@ -44,6 +45,7 @@ RECIPES = {
     "overlap": lambda: recipe(serialize_overlap=1, size="64k", iodepth=16),
     "a runtime": lambda: recipe(number_ios=None, runtime="2ms"),
     "four tasks on two vCPUs": lambda: recipe(numjobs=4, kvm=vb.Kvm(vcpus=2)),
+    "two tasks on one vCPU, each one at a time": lambda: recipe(iodepth=1, numjobs=2, kvm=vb.Kvm(vcpus=1)),
     "four tasks, one queue": lambda: recipe(numjobs=4, kvm=vb.Kvm(vcpus=4), device=vb.VirtioBlkDevice(queues=1)),
     "a queue of four": lambda: recipe(queue=4, iodepth=16, device=vb.VirtioBlkDevice(indirect=False)),
     "a queue of four, indirect": lambda: recipe(queue=4, iodepth=16),
@@ -67,15 +69,20 @@ RECIPES |= {name: lambda one=one: one for name, one in OTHERS.items()}
 
 
 def ended(make: Any, fast: str, windows: Any = None, **options: Any) -> dict[str, Any]:
-    """Everything that a run leaves."""
+    """Everything that a run without errors leaves."""
     vm = make().boot(vb.SimMachine(fast=fast, iolog=True, **options))
     if windows is not None:
         before = Observer.before
         vm._observer.before = lambda completed: windows(vm, before, completed)
     run = vm.run()
+    assert run.errors == 0
+    return left(vm, run)
+
+
+def left(vm: Any, run: Any) -> dict[str, Any]:
+    """Everything that a run leaves."""
     fused = [one.name for one in vm.scheduler.contexts if isinstance(one, Fused)]
     assert bool(fused) == any(line.startswith("fused") for line in vm.explain())
-    assert run.errors == 0
     return {
         "now": vm.now_ns,
         "duration": run.duration_ns,
@@ -94,6 +101,11 @@ def ended(make: Any, fast: str, windows: Any = None, **options: Any) -> dict[str
         "memory": hashlib.sha256(vm.memory.bytes).hexdigest(),
         "disk": hashlib.sha256(vm.store.bytes).hexdigest(),
         "unmatched": vm.correlator.unmatched,
+        "errors": run.errors,
+        "device": (str(vm.device.broken), vm.device.broken_queue, vm.device.resetting, vm.device_status, vm.device._inside),
+        "device rings": [
+            (q.last_avail_idx, q.used_idx, q.in_flight, q._signalled_idx, q._signalled_valid) for q in vm.device.queues.values()
+        ],
         "rings": [(r.avail_idx, r.last_used_idx, r.callbacks, sorted(r._free)) for r in vm.driver.queues],
         "tags": [[hctx.tags for hctx in stack.queues] for stack in (vm.iostack, vm._host_stack)],
     }
@@ -140,6 +152,197 @@ def test_a_look_now_and_then_sees_what_the_whole_trace_says(make: Any, monkeypat
     whole = dict.fromkeys(plain["trace"])
     assert 0 < len(part["trace"]) <= len(plain["trace"])
     assert [event for event in part["trace"] if event.key != "wait" and event not in whole] == []
+
+
+class Poking(vb.VirtioBlkDriver):
+    """Publishes a request, and before the kick of the 20th pokes into what the device is about to read."""
+
+    def __init__(self, poke: Any, **options: Any) -> None:
+        super().__init__(**options)
+        self.poke = poke
+        self.published = 0
+
+    def queue_rq(self, rq: Any, last: bool) -> Steps:
+        taken = yield from super().queue_rq(rq, False)
+        if taken:
+            self.published += 1
+            if self.published == 20:
+                self.poke(self, rq, self.queues[rq.queue])
+            if last:
+                yield from self.commit_rqs(rq.queue)
+        return taken
+
+
+def _entry(ring: Any) -> int:
+    return int(2 + (ring.avail_idx - 1 & ring._mask))
+
+
+def _names_no_descriptor(driver: Any, rq: Any, ring: Any) -> None:
+    ring._avail[_entry(ring)] = 999
+
+
+def _publishes_too_many(driver: Any, rq: Any, ring: Any) -> None:
+    ring._avail[1] = ring._avail[1] + 1000 & 0xFFFF
+
+
+def _offers_a_head_twice(driver: Any, rq: Any, ring: Any) -> None:
+    ring._avail[2 + (ring.avail_idx & ring._mask)] = ring._avail[_entry(ring)]
+    ring._avail[1] = ring._avail[1] + 1 & 0xFFFF
+
+
+def _asks_for_an_unknown_type(driver: Any, rq: Any, ring: Any) -> None:
+    driver.memory.bytes[rq.pdu[0]] = 99
+
+
+def _reads_past_the_end(driver: Any, rq: Any, ring: Any) -> None:
+    driver.memory.bytes[rq.pdu[0] + 8 : rq.pdu[0] + 16] = (1 << 40).to_bytes(8, "little")
+
+
+def _turns_a_read_into_a_write(driver: Any, rq: Any, ring: Any) -> None:
+    driver.memory.bytes[rq.pdu[0]] ^= 1
+
+
+POKES = [
+    _names_no_descriptor,
+    _publishes_too_many,
+    _offers_a_head_twice,
+    _asks_for_an_unknown_type,
+    _reads_past_the_end,
+    _turns_a_read_into_a_write,
+]
+
+
+def disturbed(make: Any, fast: str, disturb: Any, **options: Any) -> dict[str, Any]:
+    """What a run leaves that may fail or stall."""
+    vm = make().boot(vb.SimMachine(fast=fast, iolog=True, trace=True, **options))
+    disturb(vm)
+    said = ""
+    try:
+        vm.run()
+    except vb.VblkError as error:
+        said = str(error)
+    return left(vm, vm.result()) | {"said": said}
+
+
+@pytest.mark.parametrize("options", [{}, {"interleave": "random", "seed": 11}], ids=["cost", "random"])
+@pytest.mark.parametrize("poke", POKES, ids=lambda poke: poke.__name__.strip("_"))
+@pytest.mark.parametrize("rw", ["randread", "randwrite"])
+def test_the_device_takes_a_bad_driver_alike(rw: str, poke: Any, options: dict[str, Any]) -> None:
+    def make() -> vb.Pipeline:
+        return recipe(rw=rw, iodepth=1, number_ios=40).replace(driver=Poking(poke))
+
+    fused, plain = (disturbed(make, fast, lambda vm: None, **options) for fast in ("auto", "off"))
+    same(fused, plain)
+    honest = disturbed(lambda: make().replace(driver=Poking(lambda *_: None)), "off", lambda vm: None, **options)
+    assert plain["trace"] != honest["trace"], "the device never saw it"
+
+
+def _at(vm: Any, call: Any) -> None:
+    vm.scheduler.at(vm.now_ns + 70_000, lambda now: call(vm))
+
+
+def _shrink(vm: Any) -> None:
+    vm.device.capacity_sectors = 512
+
+
+def _make_read_only(vm: Any) -> None:
+    vm.device.read_only = True
+
+
+def _stop_and_start(vm: Any) -> None:
+    ring = vm.device.queues[0]
+    vm.device.stop_queue(0, lambda: vm.device.start_queue(0, ring))
+
+
+def _write_through(vm: Any) -> None:
+    vm.device.writeback = False
+
+
+def _break_the_disk(vm: Any) -> None:
+    vm.store.resize(256 << 10)
+
+
+DISTURBANCES = [_shrink, _make_read_only, _stop_and_start, _write_through, _break_the_disk, lambda vm: vm.resize(1 << 19)]
+
+
+@pytest.mark.parametrize("options", [{}, {"interleave": "random", "seed": 11}], ids=["cost", "random"])
+@pytest.mark.parametrize("iodepth", [1, 8])
+@pytest.mark.parametrize("disturb", DISTURBANCES, ids=["shrink", "read-only", "stop", "write-through", "disk", "resize"])
+def test_what_changes_in_the_middle_of_a_run_changes_it_alike(disturb: Any, iodepth: int, options: dict[str, Any]) -> None:
+    def make() -> vb.Pipeline:
+        return recipe(iodepth=iodepth, number_ios=120)
+
+    fused, plain = (disturbed(make, fast, lambda vm: _at(vm, disturb), **options) for fast in ("auto", "off"))
+    same(fused, plain)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_changes_at_any_time_changes_it_alike(seed: int) -> None:
+    rng = random.Random(seed)
+    disturb, iodepth, rw = rng.choice(DISTURBANCES), rng.choice((1, 8, 32)), rng.choice(("randread", "randwrite", "randrw"))
+    times = [rng.randrange(20_000, 400_000) for _ in range(3)]
+
+    def several(vm: Any) -> None:
+        for time_ns in times:
+            vm.scheduler.at(vm.now_ns + time_ns, lambda now: disturb(vm))
+
+    fused, plain = (disturbed(lambda: recipe(iodepth=iodepth, rw=rw, number_ios=80), fast, several, seed=seed) for fast in ("auto", "off"))
+    same(fused, plain)
+
+
+@pytest.mark.parametrize("iodepth", [1, 8])
+def test_nobody_looks_and_the_disk_shrinks(iodepth: int) -> None:
+    """The same without an observer, where an I/O alone goes its way without a switch."""
+
+    def unobserved(vm: Any, disturb: Any) -> None:
+        vm._observer.before = lambda completed: setattr(vm.scheduler, "observe", None)
+        disturb(vm)
+
+    for disturb in DISTURBANCES:
+        fused = disturbed(lambda: recipe(iodepth=iodepth), "auto", lambda vm, disturb=disturb: unobserved(vm, lambda vm: _at(vm, disturb)))
+        plain = disturbed(lambda: recipe(iodepth=iodepth), "off", lambda vm, disturb=disturb: _at(vm, disturb))
+        same(fused, plain, but=("trace", "unmatched"))
+
+
+@pytest.mark.parametrize("options", [{}, {"interleave": "random", "seed": 11}], ids=["cost", "random"])
+def test_a_driver_that_restarts_in_the_middle_of_a_run(options: dict[str, Any]) -> None:
+    def disturb(vm: Any) -> None:
+        def restart() -> Steps:
+            yield vb.Wait(vm.now_ns + 70_000)
+            yield from vm.driver.restart()
+
+        vm.scheduler.add("vCPU 0 restart", vm.vcpus[0], restart(), task=True).notify()
+
+    fused, plain = (disturbed(lambda: recipe(number_ios=120), fast, disturb, **options) for fast in ("auto", "off"))
+    same(fused, plain)
+
+
+@pytest.mark.parametrize("points", [1, 7, 40, 333])
+def test_a_run_that_was_stepped_into_goes_on_alike(points: int) -> None:
+    def stepped(vm: Any) -> None:
+        seen.append([vm.step() for _ in range(points)])
+
+    seen: list[Any] = []
+    fused, plain = (disturbed(lambda: recipe(iodepth=4, number_ios=60), fast, stepped) for fast in ("auto", "off"))
+    same(fused, plain)
+    assert seen[0] == seen[1]
+
+
+def test_a_ring_without_indirect_descriptors_refuses_them() -> None:
+    def disturb(vm: Any) -> None:
+        vm.device.queues[0].indirect = vm.device.queues[0]._threes = False  # as if it had not been negotiated
+
+    fused, plain = (disturbed(recipe, fast, disturb) for fast in ("auto", "off"))
+    same(fused, plain)
+    assert "INDIRECT_DESC" in plain["device"][0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_recipe_with_any_schedule(seed: int) -> None:
+    rng = random.Random(seed)
+    make = rng.choice(list(RECIPES.values()))
+    options = {"seed": rng.randrange(1 << 30), "interleave": "random"}
+    same(ended(make, "auto", trace=True, **options), ended(make, "off", trace=True, **options))
 
 
 def test_what_is_replaced_is_honoured_and_named() -> None:

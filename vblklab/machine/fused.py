@@ -134,7 +134,7 @@ def _phase(
             start_ns = now = (
                 t if (due := heap[0][0]) > (t := now + c_enter) else (yield t if due >= 0 else (t, "sys_enter_io_submit", io, 1))
             )
-            if op > _WRITE or length > most or len(slot.segments) != 1 or not tags:
+            if op > _WRITE or length > most or len(slot.segments) != 1 or not tags or driver.queues[queue] is not ring:
                 sched.now = now
                 yield from iostack.submit_bio(task._bio(slot, io), None, wake)
                 now = sched.now
@@ -158,7 +158,7 @@ def _phase(
                     if (due := heap[0][0]) > (t := now + c_bio)
                     else (yield t if due >= 0 else (t, "bio_to_request", io, sector, length >> 9, rq.key))
                 )
-                if hctx.dispatch or driver.failed is not None or not heads:
+                if hctx.dispatch or driver.failed is not None or not heads or driver.queues[queue] is not ring:
                     sched.now = now
                     yield from iostack._dispatch(hctx, rq, True)
                     now = sched.now
@@ -264,7 +264,7 @@ def guest_interrupts(vm: Any) -> Steps:
         for key in ("virtblk_interrupt", "virtqueue_get_buf", "request_done", "virtqueue_enable_cb_prepare", "virtqueue_enable_cb")
     )
     memory, level = vm.memory.bytes, bus._level
-    queues = [(queue, ring, iostack.queues[queue], ring._used[4 : 4 + 8 * ring.size].cast("Q")) for queue, ring in enumerate(driver.queues)]
+    elements_of: dict[Any, memoryview] = {}
     now = yield None  # the time at which it begins
     while True:
         if not pending._bits:
@@ -290,12 +290,14 @@ def guest_interrupts(vm: Any) -> Steps:
                 now = sched.now
         if not causes & 1 or driver.poll:
             continue
-        for queue, ring, hctx, elements in queues:
+        for queue, ring in enumerate(driver.queues):
             used16, avail, event_idx = ring._used16, ring._avail, ring.event_idx
             if used16[1] == ring.last_used_idx:
                 continue
-            event_at, mask, size = ring._used_event_at, ring._mask, ring.size
-            tokens, writable, heads, chains, tags = ring._tokens, ring._writable, ring._free, ring._chains, hctx.tags
+            if ring not in elements_of:
+                elements_of[ring] = ring._used[4 : 4 + 8 * ring.size].cast("Q")
+            hctx, elements, event_at, mask, size = iostack.queues[queue], elements_of[ring], ring._used_event_at, ring._mask, ring.size
+            writable, tags = ring._writable, hctx.tags
             now = t if (due := heap[0][0]) > (t := now + c_done) else (yield t if due >= 0 else (t, "virtblk_interrupt", queue))
             while True:
                 ring.callbacks = False
@@ -309,16 +311,16 @@ def guest_interrupts(vm: Any) -> Steps:
                         break
                     element = elements[last & mask]
                     head = element & 0xFFFFFFFF
-                    if head >= size or (rq := tokens[head]) is None or element >> 32 > writable[head]:
+                    if head >= size or (rq := ring._tokens[head]) is None or element >> 32 > writable[head]:
                         sched.now = now
                         yield from driver._drain(ring)  # the device lies
                         now = sched.now
                         break
-                    tokens[head] = None
-                    if head in chains:
-                        heads.extend(reversed(chains.pop(head)))
+                    ring._tokens[head] = None
+                    if head in ring._chains:
+                        ring._free.extend(reversed(ring._chains.pop(head)))
                     else:
-                        heads.append(head)
+                        ring._free.append(head)
                     ring.last_used_idx = (last + 1) & 0xFFFF
                     status = memory[rq.pdu[1]]
                     now = t if (due := heap[0][0]) > (t := now + c_get) else (yield t if due >= 0 else (t, "virtqueue_get_buf", rq.key))

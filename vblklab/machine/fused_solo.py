@@ -77,6 +77,7 @@ def solo_path(vm: Any, task: Any, me: Any, hardware: Any) -> Callable[[Any, int,
             or (waiting[0] or waiting[1] or not tags or not heads or not host.queues[0].tags or host.driver.free < 1)
             or (offset + length > device.capacity_sectors << 9 or offset + length > store.size or driver.failed is not None)
             or ((op and (device.read_only or not device.writeback)) or device.queues.get(number) is not queue or device.broken is not None)
+            or driver.queues[number] is not ring
             or any(type(context) is not Fused for context in contexts)
         ):
             return 0
