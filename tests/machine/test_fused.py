@@ -250,8 +250,9 @@ def _make_read_only(vm: Any) -> None:
 
 
 def _stop_and_start(vm: Any) -> None:
-    ring = vm.device.queues[0]
-    vm.device.stop_queue(0, lambda: vm.device.start_queue(0, ring))
+    if 0 in vm.device.queues:
+        ring = vm.device.queues[0]
+        vm.device.stop_queue(0, lambda: vm.device.start_queue(0, ring))
 
 
 def _write_through(vm: Any) -> None:
