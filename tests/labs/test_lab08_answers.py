@@ -12,7 +12,7 @@ from .answered import execute, fill_in, lab, misjudged, reference_answers
 
 NAME = "08_a_real_guest"
 ANSWERS = reference_answers(NAME)
-REVEALS = ("reveal-exception", "reveal-bugs", "kill")
+REVEALS = ("reveal-exception", "reveal-bugs", "kill", "reveal-steps")
 
 
 def solved(tmp_path: Path, env: dict[str, str]) -> dict[str, str]:
