@@ -474,7 +474,7 @@ static void check_progress(void)
         return;
     for (unsigned i = 0; i < opt.queues; i++)
         left += queues[i].in_flight;
-    fail("the back-end hangs: %u requests are not back after %g s", left, opt.timeout_s);
+    fail("the back-end hangs: requests in flight %u, none came back for %g s", left, opt.timeout_s);
 }
 
 /* A back-end that is gone never uses anything: the socket says so at once. */
