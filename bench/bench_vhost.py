@@ -308,7 +308,8 @@ def main() -> int:
         subprocess.run([compiler, "-std=c11", "-O2", "-o", program, str(SOURCE)], check=True)
         size = 64 << 20 if args.quick else 512 << 20
         fill(image, size)
-        print(f"{args.rounds} alternating rounds of {args.seconds:g} s, image {size >> 20} MiB, page cache warm, one queue of 128 entries")
+        print(f"{'idle' if args.idle else f'{args.rounds} alternating rounds'} for {args.seconds:g} s, image {size >> 20} MiB, "
+              "page cache warm, one queue of 128 entries")  # fmt: skip
         if args.idle:
             report["idle"] = idle(program, image, sides, args.seconds)
         else:
