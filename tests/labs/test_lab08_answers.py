@@ -29,7 +29,7 @@ def judge(shown: dict[str, str]) -> None:
 def test_the_answers_are_right_on_the_recording(tmp_path: Path) -> None:
     shown = solved(tmp_path, {"VBLKLAB_CACHE": str(tmp_path / "none"), "PATH": "/nonexistent"})
     assert "A recording answers" in shown["boot"] and "recorded:" in shown["boot"]
-    assert "make guest" in shown["boot"] and "make guest" not in shown["read-bad"]
+    assert "on Debian" in shown["boot"] and "on Debian" not in shown["read-bad"]
     assert "RuntimeError: sector 2048 is bad" in shown["read-bad"]
     judge(shown)
 
