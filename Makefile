@@ -31,6 +31,7 @@ test: $(WITH_PACKAGE)  ## the whole suite with lint and types, under 15 minutes
 	$(PY) -m pytest $(PYTEST_ARGS) $(TEST_ARGS)
 
 long: $(WITH_PACKAGE)  ## the suite, the soak and every combination; writes docs/long-report.md
+	-$(PY) -m vblklab.peer.setup --all
 	$(PY) -m pytest --long --long-report=docs/long-report.md $(PYTEST_ARGS) $(TEST_ARGS)
 
 guest: $(WITH_PACKAGE)  ## fetch the kernel that the real guests boot (Debian packages into a cache; no root)

@@ -1,6 +1,7 @@
 """The real programs that judge vblklab: where they are on this machine and, when they are not, what to say.
 
-``why_not(marker)`` is what ``conftest.py`` asks for a test marked ``chromium``, ``fio``, ``kvm`` or ``qemu``.
+``why_not(marker)`` is what ``conftest.py`` asks for a test marked ``cc``, ``chromium``, ``fio``, ``guest``, ``kvm``,
+``numba`` or ``qemu``.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ __all__ = ["MARKERS", "PROGRAMS", "chromium", "why_not"]
 
 # marker -> (the programs that are all needed, the Debian packages that hold them)
 PROGRAMS: dict[str, tuple[tuple[str, ...], str]] = {
+    "cc": (("cc",), "gcc libc6-dev"),
     "fio": (("fio",), "fio"),
     "qemu": (("qemu-system-x86_64", "qemu-img", "qemu-storage-daemon"), "qemu-system-x86 qemu-utils"),
 }
-MARKERS = (*PROGRAMS, "chromium", "guest", "kvm")
+MARKERS = (*PROGRAMS, "chromium", "guest", "kvm", "numba")
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _MAC_CHROME = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
@@ -42,6 +44,10 @@ def why_not(marker: str) -> str | None:
         return None if chromium() else "chromium: no Chromium or Chrome here; on Debian: apt install chromium (or set CHROMIUM=/path)"
     if marker == "guest":
         return why_not("qemu") or _why_no_guest()
+    if marker == "numba":
+        from vblklab.engine.compiled import compiled_missing
+
+        return compiled_missing() or None
     programs, packages = PROGRAMS[marker]
     absent = [name for name in programs if shutil.which(name) is None]
     return f"{marker}: no {', '.join(absent)} here; on Debian: apt install {packages}" if absent else None

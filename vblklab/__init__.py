@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         NotHere,
         QueueFull,
         Stalled,
+        TraceError,
         VblkError,
         VhostUserError,
         VirtioError,
@@ -35,11 +36,12 @@ if TYPE_CHECKING:
     from .guest.virtio_blk import VirtioBlkDriver
     from .iostack import IOStack
     from .kvm import Kvm
-    from .lab.chapter_08 import linux_on, scratch_image
+    from .lab.chapter_08 import linux_on, linux_run, scratch_image
     from .lab.check import check
     from .lab.doctor import doctor
     from .lab.words import words
     from .machine.costs import CostTable
+    from .machine.guest_run import recorded
     from .machine.live import LiveMachine
     from .machine.serve import serve
     from .machine.sim import SimMachine
@@ -80,6 +82,7 @@ _WHERE = {
     "Simulated": "engine",
     "Split": "pipeline",
     "Stalled": "errors",
+    "TraceError": "errors",
     "StorageDaemon": "peer.storage_daemon",
     "Sync": "engine",
     "Threads": "engine",
@@ -102,7 +105,9 @@ _WHERE = {
     "lanes": "view",
     "latency": "view",
     "linux_on": "lab.chapter_08",
+    "linux_run": "lab.chapter_08",
     "path_map": "view",
+    "recorded": "machine.guest_run",
     "scratch_image": "lab.chapter_08",
     "serve": "machine.serve",
     "waterfall": "view",

@@ -91,10 +91,10 @@ def _serve(args: argparse.Namespace) -> int:
         store.close()
         raise
     try:
-        say.line(f"serving {args.image} ({store.size:,} bytes) at {args.socket}; {'; '.join(server.explain())}")
-        line = " ".join(qemu_arguments(args.socket, queues=args.queues, queue_size=min(args.queue_size, 128)))
-        say.line(f"attach it with: qemu-system-x86_64 {line}")
-        with _Signals(server):
+        with _Signals(server):  # before anything is said: whoever reads it may signal at once
+            say.line(f"serving {args.image} ({store.size:,} bytes) at {args.socket}; {'; '.join(server.explain())}")
+            line = " ".join(qemu_arguments(args.socket, queues=args.queues, queue_size=min(args.queue_size, 128)))
+            say.line(f"attach it with: qemu-system-x86_64 {line}")
             say.begin(server.counters())
             while not server.stopped:
                 server.turn(_EVERY_S)

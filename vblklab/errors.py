@@ -15,6 +15,7 @@ __all__ = [
     "NotHere",
     "QueueFull",
     "Stalled",
+    "TraceError",
     "VblkError",
     "VhostUserError",
     "VirtioError",
@@ -85,6 +86,10 @@ class DeviceDied(VblkError):
 
 class Stalled(VblkError):
     """I/O is in flight and nothing is left that could complete it: a notification or a buffer was lost."""
+
+
+class TraceError(VblkError):
+    """A recorded trace that cannot be read, or that contradicts itself; names the line or the moment."""
 
 
 class GuestError(VblkError):

@@ -311,7 +311,7 @@ def test_the_same_over_an_image_file(played: list[Round], start: int, tmp_path: 
             bench.board.store.close()
 
 
-@pytest.mark.parametrize("path", PATHS[1:])
+@pytest.mark.parametrize("path", ["off", pytest.param("auto", marks=pytest.mark.numba)])
 def test_the_batch_path_is_really_taken(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(path, RamStore(SECTORS << 9), F_EVENT_IDX | F_INDIRECT | F_FLUSH, 0)
     one_by_one: list[int] = []

@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 
 from .jupyter_home import copy_labs, jupyter_env
-from .test_labs import errors_in, run
+from .test_labs import LIMIT_S, errors_in, run
 
 __all__ = ["execute", "fill_in", "lab", "misjudged", "reference_answers"]
 
@@ -36,9 +36,11 @@ def fill_in(notebook: nbformat.NotebookNode, answers: Mapping[str, str]) -> None
             assert cell.cell_type == "markdown" or "..." not in cell.source, f"no answer for {cell.id}"
 
 
-def execute(notebook: nbformat.NotebookNode, tmp_path: Path, env: Mapping[str, str] | None = None) -> dict[str, str]:
+def execute(
+    notebook: nbformat.NotebookNode, tmp_path: Path, env: Mapping[str, str] | None = None, limit_s: float = LIMIT_S
+) -> dict[str, str]:
     """Run it; the text that each cell shows."""
-    asyncio.run(run(notebook, tmp_path / "labs", jupyter_env(tmp_path / "jupyter") | dict(env or {})))
+    asyncio.run(run(notebook, tmp_path / "labs", jupyter_env(tmp_path / "jupyter") | dict(env or {}), limit_s))
     assert not (wrong := errors_in(notebook)), "\n".join(wrong)
     shown = {}
     for cell in notebook.cells:

@@ -15,9 +15,9 @@ LIMIT_S = 120
 NOTEBOOKS = sorted(LABS.glob("*.ipynb"))
 
 
-async def run(notebook: nbformat.NotebookNode, folder: Path, env: dict[str, str]) -> None:
+async def run(notebook: nbformat.NotebookNode, folder: Path, env: dict[str, str], limit_s: float = LIMIT_S) -> None:
     client = NotebookClient(notebook, kernel_name="python3", store_widget_state=False, resources={"metadata": {"path": str(folder)}})
-    async with asyncio.timeout(LIMIT_S), client.async_setup_kernel(env=env):
+    async with asyncio.timeout(limit_s), client.async_setup_kernel(env=env):
         for index, cell in enumerate(notebook.cells):
             await client.async_execute_cell(cell, index)
 

@@ -14,6 +14,7 @@ import pytest
 import vblklab as vb
 from vblklab.machine.serve import Served
 from vblklab.peer import GuestVm, LinuxGuest, VhostUserDisk
+from vblklab.peer.kernels import find_kernel
 
 pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guest")]
 
@@ -187,3 +188,27 @@ def test_a_read_only_disk_refuses_and_keeps_its_bytes(tmp_path: Path) -> None:
         assert guest.run("cat /sys/block/vda/ro").output.strip() == "1"
         assert guest.run("dd if=/dev/zero of=/dev/vda bs=512 count=1 oflag=direct", check=False).status != 0
         assert guest_digest(guest) == digest(path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("flavour", ["cloud", "generic"])
+def test_every_kernel_that_debian_offers(flavour: str, tmp_path: Path) -> None:
+    """A file system, a verify job with its steps, and a device that dies, on each of Debian's two kernels."""
+    try:
+        find_kernel(flavour)
+    except vb.NotHere as missing:
+        pytest.skip(f"{missing}; make guest GUEST_ARGS=--all brings both")
+    path = tmp_path / "disk.img"
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+    job = vb.Fio(rw="randrw", bs=4096, iodepth=8, number_ios=300, size=16 << 20, offset=64 << 20, verify="crc32")
+    recipe = vb.Pipeline(app=job, guest=LinuxGuest(kernel=flavour), disk=vb.ImageFile(path))
+    with recipe.boot(vb.VhostUserMachine()) as vm:
+        assert ("cloud" in vm.guest.kernel) == (flavour == "cloud")
+        test_a_file_system_lives_on_it(vm.guest, path)
+        run = vm.run()
+        assert not run.errors and run.ios >= 300 and len(run.rows) >= 0.99 * run.ios, run.provenance["tracing"]
+        vm.served.kill()
+        vm.served.start()
+        assert vm.run().ios == run.ios
+        assert guest_digest(vm.guest) == digest(path)

@@ -22,8 +22,10 @@ __all__ = ["serve"]
 
 SEGMENTS = 256
 """Most segments of a buffer that the loop takes; the device's own bound is seg_max + 2."""
-BATCH = 32
-"""Requests between two looks at whether the driver wants an interrupt."""
+BATCH = 24
+"""Requests between two looks at whether the driver wants an interrupt: of 32, the usual depth, some are left while it wakes."""
+BATCH_BYTES = 768 << 10
+"""Bytes between two such looks, if they come first: what was moved can be worked on while the rest is."""
 MOST = 256
 """Requests between two looks at the rest of the world."""
 
@@ -56,8 +58,9 @@ MOST = 256
     WRITABLE,
     INFLIGHT,
     COUNTER,
+    MOVED,
     STATE,
-) = range(28)
+) = range(29)
 
 _IN, _OUT, _HEADER = int(ReqType.IN), int(ReqType.OUT), REQ_HEADER_BYTES
 _NEXT, _WRITE, _IS_INDIRECT = 1, 2, 4
@@ -300,6 +303,7 @@ def _serve_one(state: Any, regions: Any, head: int) -> bool:
         _popped(state, head)
     if not _move(state, kind, found, sector << 9, length):
         return False
+    state[MOVED] += length
     _store8(_load64(iov + 16 * found - 16), 0)
     _return(state, head, length + 1 if kind == _IN else 1)
     return True
@@ -336,8 +340,9 @@ def serve(state: Any, regions: Any) -> int:
                 left -= 1
                 if not left:
                     stopped = LIMIT
-        if batch and (stopped >= 0 or batch == BATCH):
+        if batch and (stopped >= 0 or batch == BATCH or state[MOVED] >= BATCH_BYTES):
             batch = 0
+            state[MOVED] = 0
             if _wants_call(state):
                 return (LIMIT if stopped < 0 else stopped) | CALL
             if stopped == EMPTY and spins > 0:

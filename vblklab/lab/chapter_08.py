@@ -16,12 +16,14 @@ from typing import Any
 from .._data import DATA
 from ..device import VirtioBlkDevice
 from ..errors import ConfigError, GuestCommandFailed, NotHere
+from ..trace.run import Run
 from .answers import number, one_of
 from .check import Verdict, prediction, question, right, wrong
 
-__all__ = ["LinuxOn", "linux_on", "scratch_image"]
+__all__ = ["LinuxOn", "linux_on", "linux_run", "scratch_image"]
 
 RECORDING = "recorded/chapter_08.json.gz"
+_WHOSE = one_of(ours="python our mine", qemu="c qemus")
 _ANSWER = one_of(yes="y survives lives", no="n dies panics")
 
 
@@ -32,6 +34,22 @@ def linux_on(device: Any = None, disk: Any = None, *, console: bool = False, rec
     line and answers from a recording of the same commands.
     """
     return LinuxOn(VirtioBlkDevice if device is None else device, disk, Path(recording or DATA / RECORDING), console)
+
+
+def linux_run(recipe: Any, recording: str) -> Any:
+    """Boot a recipe with a real guest and run its job; the recorded run of that name where this machine has no guest, and says so."""
+    from ..machine.guest_run import recorded
+    from ..machine.vhost_user import VhostUserMachine
+
+    if LinuxOn._open is not None:
+        LinuxOn._open.close()
+    try:
+        with recipe.boot(VhostUserMachine()) as vm:
+            return vm.run()
+    except NotHere as missing:
+        run = recorded(recording)
+        LinuxOn.say_missing(missing, f"{run.title}, {run.provenance['date'][:10]}")
+        return run
 
 
 def scratch_image(size: int) -> str:
@@ -88,10 +106,15 @@ class LinuxOn:
         except (OSError, ValueError, KeyError):
             raise missing from None
         self.provenance = f"recorded: {kept['provenance']}"
-        if LinuxOn._said_missing != str(missing):  # once is enough
-            LinuxOn._said_missing = str(missing)
+        self.say_missing(missing, self.provenance)
+
+    @classmethod
+    def say_missing(cls, missing: NotHere, instead: str) -> None:
+        """Once what this machine lacks, and each time what answers in its place."""
+        if cls._said_missing != str(missing):
+            cls._said_missing = str(missing)
             print(missing)
-        print(f"A recording answers. {self.provenance}")
+        print(f"A recording answers. {instead}")
 
     @property
     def real(self) -> bool:
@@ -259,6 +282,19 @@ def predict_kill(guess: float, result: Any) -> Verdict:
     counted = f"fio counted {result['errors']:,.0f} errors in {result['ios']:,.0f} I/Os"
     why = f"{counted}: QEMU waited, and the next process took up what was in flight."
     return right(why) if guess == result["errors"] else wrong(why)
+
+
+@prediction("08", "Whose device does its own work, D5 and U3, in less time: ours or QEMU's?", read=_WHOSE)
+def predict_steps(guess: str, ours: Any, qemus: Any) -> Verdict:
+    work = []
+    for run in (ours, qemus):
+        steps = {stat.step: stat for stat in run.steps} if isinstance(run, Run) else {}
+        if not steps or not steps["D5"].count:
+            raise ConfigError("these are no runs with timed steps", "give the two that vb.linux_run() returned, ours first")
+        work.append((steps["D5"].p50_ns + steps["U3"].p50_ns) / 1000)
+    quicker = "ours" if work[0] < work[1] else "qemu"
+    why = f"In the middle of all I/Os ours took {work[0]:.1f} µs for the two steps, QEMU's {work[1]:.1f} µs."
+    return right(why) if guess == quicker else wrong(why)
 
 
 def _session(linux: Any) -> Any:

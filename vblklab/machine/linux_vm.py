@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from ..peer import VhostUserDisk
-from ..stats import DirStat, Histogram, JobStat
-from ..trace.correlate import Correlator
+from ..peer import QemuDisk, VhostUserDisk
+from ..peer.ftrace import PATH_EVENTS, PATH_KPROBES, Ftrace
+from ..trace.recording import GuestRecording
 from ..trace.run import Run
-from .base import Recipe, build_run, fresh, not_simulated, real_engine
+from .base import Recipe, fresh, host_provenance, not_simulated, real_engine
+from .guest_run import GuestRun
 from .serve import Served, serve
 
 if TYPE_CHECKING:
     from .vhost_user import VhostUserMachine
 
-__all__ = ["LinuxVm", "job_stats"]
+__all__ = ["LinuxVm"]
 
 _QUEUE_MOST = 128
+_QEMU_EVENTS = ("virtio_queue_notify", "virtio_blk_*", "virtio_notify", "virtio_notify_irqfd", "blk_co_preadv", "blk_co_pwritev")
 
 
 class LinuxVm:
@@ -32,9 +38,13 @@ class LinuxVm:
         self.served: Served | None = None
         self._host: Any = None
         self.guest: Any = None
+        self._last: GuestRun | None = None
         try:
             disk = self._disk()
-            self.guest = recipe.guest.boot([disk])
+            guest = recipe.guest
+            if self._traced and isinstance(disk, QemuDisk):
+                guest = replace(guest, trace=(*guest.trace, *_QEMU_EVENTS))
+            self.guest = guest.boot([disk])
         except BaseException:
             self.close()
             raise
@@ -57,59 +67,93 @@ class LinuxVm:
             return VhostUserDisk(self._host.socket, queues=getattr(host, "queues", 1), queue_size=size)
         device = fresh(recipe.device)
         device.num_queues = device.num_queues or 1
-        self.served = serve(device, recipe.disk, engine=real_engine(recipe), poll_us=machine.poll_us)
+        self.served = serve(device, recipe.disk, engine=real_engine(recipe), poll_us=machine.poll_us, trace=machine.trace)
         return VhostUserDisk(self.served.socket, queues=device.num_queues, queue_size=size)
 
+    @property
+    def _traced(self) -> bool:
+        """Whether both sides of a run can be recorded: of a back-end elsewhere nothing is seen."""
+        return bool(self.machine.trace) and self._host is None
+
+    # -- running -----------------------------------------------------------------------------------------------------------------
+
     def run(self, *, progress: Callable[[int, int | None], None] | None = None) -> Run:
-        """Run the recipe's job with the real fio; a GuestCommandFailed if fio fails."""
-        before = self.served.counters() if self.served is not None else {}
-        result = self.guest.fio(self.recipe.app)
-        after = self.served.counters() if self.served is not None else {}
-        jobs = job_stats(result)
-        ios = sum(one.ios for job in jobs for one in (job.read, job.write, job.trim))
+        """Run the recipe's job with the real fio; a GuestCommandFailed if fio fails.
+
+        With the machine's ``trace`` (the default) the guest's ftrace and the device's trace points are recorded around it and joined:
+        the times then contain what recording costs.
+        """
+        served, guest = self.served, self.guest
+        before = served.counters() if served is not None else {}
+        if served is not None:
+            served.take_log()
+        said = len(guest.qemu_trace) if self._traced and served is None else 0
+        tracing = guest.ftrace(PATH_EVENTS, PATH_KPROBES) if self._traced else nullcontext()
+        ahead = _realtime_ahead_ns()
+        with tracing as ftrace:
+            result = guest.fio(self.recipe.app)
+        after = served.counters() if served is not None else {}
+        recording = self._recording(ftrace, guest.qemu_trace[said:] if said else "", ahead) if ftrace is not None else None
+        counters: dict[str, int] = {name: after[name] - before[name] for name in ("kicks", "notifies") if name in after}
+        self._last = GuestRun(self._title(), result, recording, self._provenance(result), self.recipe.describe(), self._notes(), counters)
+        run = self._last.run("L3 real Linux guest")
         if progress is not None:
-            progress(ios, ios)
-        return build_run(
-            title=f"VhostUserMachine · Linux {self.guest.kernel} on {self._whose()}",
-            rung="L3 real Linux guest",
-            simulated=False,
-            provenance={
-                "machine": repr(self.machine),
-                "rung": "L3 real Linux guest",
-                "guest": f"Linux {self.guest.kernel}, {self.recipe.guest!r}",
-                "kvm": "QEMU's TCG: the guest's times are emulated" if self.guest.accel == "tcg" else "KVM",
-                "application": str(result.get("fio version", "fio")),
-                "cost table": "none: times are measured by fio in the guest",
-                "seed": "none",
-                "tracing": "off: steps are not timed in this run",
-            },
-            recipe=self.recipe,
-            notes=self._notes(),
-            jobs=jobs,
-            correlator=Correlator(),
-            counters={name: after[name] - before[name] for name in ("kicks", "notifies") if name in after},
-            trace=None,
-        )
+            progress(run.ios, run.ios)
+        return run
 
-    def explain(self) -> list[str]:
-        """Which path the device's requests take, and why."""
-        return [f"the path of {self.recipe.host!r} is its own"] if self.served is None else self.served.explain()
+    def _recording(self, ftrace: Ftrace, qemu_log: str, ahead: int) -> GuestRecording:
+        numbers = self.guest.run("cat /sys/block/vda/dev").output.strip().replace(":", ",")
+        pairs = tuple((pair.before_ns, pair.guest, pair.after_ns) for pair in ftrace.pairs)
+        log = tuple(self.served.take_log()) if self.served is not None else ()
+        return GuestRecording(ftrace.text, numbers, pairs, log, qemu_log, ahead)
 
-    def _whose(self) -> str:
-        return "our device" if self.recipe.host is None else type(self.recipe.host).__name__
+    def save(self, path: str | Path) -> None:
+        """Write the last run, with its recordings, to a file for ``vb.recorded(path)``."""
+        if self._last is None:
+            raise ConfigError("nothing has run yet", "call run() first")
+        self._last.save(path)
+
+    # -- what a figure must say --------------------------------------------------------------------------------------------------
+
+    def _title(self) -> str:
+        host = self.recipe.host
+        if isinstance(host, QemuDisk):
+            whose = "QEMU's device" + (" with an iothread" if host.iothread else "")
+        else:
+            whose = "our device" if host is None else repr(host).partition("(")[0]
+        return f"Linux {self.guest.kernel.partition('-')[0]} on {whose}"
+
+    def _provenance(self, result: dict[str, Any]) -> dict[str, str]:
+        tcg = self.guest.accel == "tcg"
+        return {
+            "machine": repr(self.machine),
+            "rung": "L3 real Linux guest",
+            "guest": f"Linux {self.guest.kernel}, {self.recipe.guest!r}",
+            "kvm": "QEMU's TCG: the guest's times are emulated" if tcg else "KVM",
+            "application": str(result.get("fio version", "fio")),
+            "cost table": "none: times are measured",
+            "seed": "none",
+        } | host_provenance()
 
     def _notes(self) -> list[str]:
         notes = [
             f"guest: the real fio, block layer and virtio_blk of Linux {self.guest.kernel} in place of ours",
-            "transport: virtio-pci by QEMU; vhost-user carries the rings to the device",
+            "transport: virtio-pci by QEMU"
+            + ("" if isinstance(self.recipe.host, QemuDisk) else "; vhost-user carries the rings to the device"),
         ]
         if self.recipe.host is not None:
             notes.append(f"device, engine and disk: {self.recipe.host!r} in place of the recipe's")
+            if self._host is not None and self.machine.trace:
+                notes.append("steps: a back-end elsewhere shows no trace points, so no step is timed")
         else:
             notes += not_simulated(self.recipe)
         if self.guest.accel == "tcg":
             notes.append("QEMU emulates the guest's instructions: times inside the guest say nothing about real hardware")
         return notes
+
+    def explain(self) -> list[str]:
+        """Which path the device's requests take, and why."""
+        return [f"the path of {self.recipe.host!r} is its own"] if self.served is None else self.served.explain()
 
     def resize(self, size: int) -> None:
         """Give the disk another size in bytes; the device tells the driver."""
@@ -125,20 +169,12 @@ class LinuxVm:
         self.guest = self.served = self._host = None
 
 
-def job_stats(result: dict[str, Any]) -> list[JobStat]:
-    """The jobs of fio's json+ output as ours."""
-    stats = []
-    for number, job in enumerate(result["jobs"]):
-        stat = JobStat(str(job["jobname"]), number, {k: str(v) for k, v in job.get("job options", {}).items()})
-        stat.error = int(job["error"])
-        for name in ("read", "write", "trim"):
-            _direction(getattr(stat, name), job[name])
-        stat.end_ns = max(int(job[name]["runtime"]) for name in ("read", "write", "trim")) * 1_000_000
-        stats.append(stat)
-    return stats
-
-
-def _direction(into: DirStat, side: dict[str, Any]) -> None:
-    into.ios, into.bytes = int(side["total_ios"]), int(side["io_bytes"])
-    into.short_ios, into.drop_ios = int(side.get("short_ios", 0)), int(side.get("drop_ios", 0))
-    into.clat = Histogram.of_bins(side["clat_ns"])
+def _realtime_ahead_ns() -> int:
+    """CLOCK_REALTIME minus the clock of ``perf_counter_ns``, from the tightest of some readings."""
+    best: tuple[int, int] | None = None
+    for _ in range(20):
+        before, now, after = time.perf_counter_ns(), time.time_ns(), time.perf_counter_ns()
+        if best is None or after - before < best[0]:
+            best = after - before, now - (before + after) // 2
+    assert best is not None
+    return best[1]

@@ -100,10 +100,17 @@ class VhostServer:
         """Run what is ready, sleep at most ``timeout_s`` if nothing is."""
         session = self._session
         polled = session is not None and session.polled
-        self.loop.spin = self.device.poll_queues if session is not None and (polled or self.loop.spin_ns) else None
+        self.loop.spin = self._look if session is not None and (polled or self.loop.spin_ns) else None
         self.loop.turn(0.0 if polled else timeout_s)
         if session is not None and session is self._session:
             session.look()
+
+    def _look(self) -> bool:
+        """Look at the rings; if there is nothing, a driver that waits for this CPU is to have it."""
+        found = self.device.poll_queues()
+        if not found:
+            os.sched_yield()
+        return found
 
     def stop(self) -> None:
         """End after this turn."""

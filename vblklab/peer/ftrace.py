@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from ..errors import ConfigError, GuestError
 
-__all__ = ["EVENTS", "KPROBES", "ClockPair", "Ftrace", "clock_pairs"]
+__all__ = ["EVENTS", "KPROBES", "PATH_EVENTS", "PATH_KPROBES", "ClockPair", "Ftrace", "clock_pairs"]
 
 TRACING = "/sys/kernel/tracing"
 EVENTS = ("block:*",)
@@ -26,6 +26,16 @@ KPROBES = {  # function: its arguments worth recording, by register of the x86-6
     "virtblk_request_done": "rq=%di:x64",
 }
 """The functions that a recording has when nothing else is asked for; others can be named too, and are recorded without arguments."""
+
+PATH_EVENTS = (
+    *(f"block:block_{name}" for name in ("bio_queue", "getrq", "bio_backmerge", "bio_frontmerge", "rq_issue", "rq_complete")),
+    "sched:sched_switch",
+    *(f"syscalls:sys_{name}" for name in ("enter_io_submit", "exit_io_submit", "exit_io_getevents", "exit_io_pgetevents")),
+)
+PATH_KPROBES = (
+    *("virtio_queue_rq", "virtio_queue_rqs", "virtqueue_add_sgs", "virtqueue_kick_prepare", "vp_notify", "vring_interrupt", "virtblk_done"),
+)
+"""What the steps of an I/O are told apart by."""
 
 _CLOCKS = ("local", "global", "counter", "uptime", "perf", "mono", "mono_raw", "boot", "tai", "x86-tsc")
 _MARK = re.compile(r"\s(\d+(?:\.\d+)?): tracing_mark_write: vblk (\d+)\s")
@@ -107,7 +117,8 @@ class Ftrace:
         self.pairs = clock_pairs(self._marks, self.text)
 
     def _begin(self) -> str:
-        lines = [_PREPARE.format(tracing=TRACING, clock=shlex.quote(self.clock), kb=self._buffer_kb)]
+        names = "\\|".join(name.replace(".", "\\.") for name in self._kprobes) or "-"
+        lines = [_PREPARE.format(tracing=TRACING, clock=shlex.quote(self.clock), kb=self._buffer_kb, names=names)]
         lines += [f"probe {name} {shlex.quote(KPROBES.get(name, ''))}" for name in self._kprobes]
         lines += [f"event {shlex.quote(name.removesuffix('*').replace(':', '/').rstrip('/'))} {shlex.quote(name)}" for name in self._events]
         return "\n".join([*lines, "echo 1 > tracing_on"])
@@ -119,8 +130,9 @@ echo 0 > tracing_on
 echo {clock} > trace_clock || exit
 echo {kb} > buffer_size_kb || exit
 echo > trace
+known=$(sed -n 's/^[^ ]* [^ ]* \\({names}\\)\\($\\|[[:space:]].*\\)/-\\1-/p' /proc/kallsyms)
 probe() {{
-    if grep -q " $1\\($\\|[[:space:]]\\)" /proc/kallsyms && echo "p:vblk/$1 $1 $2" >> kprobe_events 2>/dev/null
+    if [ -z "${{known##*-$1-*}}" ] && echo "p:vblk/$1 $1 $2" >> kprobe_events 2>/dev/null
     then echo 1 > events/vblk/$1/enable
     else echo "missing $1"
     fi
@@ -132,7 +144,7 @@ event() {{
 _END = f"""\
 cd {TRACING} || exit
 echo 0 > tracing_on
-echo 0 > events/enable
+echo > set_event
 echo > kprobe_events
 echo > trace
 echo 1 > buffer_size_kb

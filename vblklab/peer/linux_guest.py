@@ -137,6 +137,7 @@ class LinuxGuest:
         return vm
 
     def _command_line(self, accel: str) -> str:
-        # Under TCG all vCPUs read the host's counter; Linux cannot know, and would fall back to the slow HPET.
-        clock = "tsc=reliable " if accel == "tcg" else ""
+        # Under TCG all vCPUs read the host's counter; Linux cannot know, and would fall back to the slow HPET.  And it would panic
+        # ("IO-APIC + timer doesn't work!") where a busy host lets no timer interrupt in while the kernel waits for some.
+        clock = "tsc=reliable no_timer_check " if accel == "tcg" else ""
         return f"console=ttyS0 rdinit=/init panic=-1 {clock}{self.cmdline}".strip()

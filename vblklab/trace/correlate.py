@@ -58,6 +58,12 @@ class Correlator:
             except IndexError:
                 raise ConfigError(f"trace point {ev!r} lacks arguments", f"it takes {', '.join(EVENTS[ev[0]].args)}") from None
 
+    def take(self, rows: list[list[int]]) -> None:
+        """Rows that somebody else has put together, in ns; 0 is a boundary that was not seen."""
+        for start in range(0, len(rows), _FOLD):
+            self._finished.extend(rows[start : start + _FOLD])
+            self.fold()
+
     def forget(self) -> None:
         """Drop what is half matched: points were skipped."""
         self.fold()

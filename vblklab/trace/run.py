@@ -44,7 +44,7 @@ def _number(name: str, value: int) -> str:
 
 @dataclass(frozen=True)
 class StepStat:
-    """Times of one step over all I/Os, in ns.  ``kind``: simulated, python, kernel/hardware or mixed."""
+    """Times of one step over all I/Os, in ns.  ``kind`` as in ``Run.kinds``."""
 
     step: str
     mean_ns: float
@@ -60,7 +60,8 @@ class Run:
     """One finished (or interrupted) run of a recipe on a machine.  Times are ns unless named otherwise.
 
     ``rows`` is int64 (n, 16): for a sample of I/Os the time at which each of ``STEPS`` begins, and the end.  ``split`` gives for
-    live steps (kernel or hardware, python) mean ns.  Counts depend on how many trace points a part has: ``provenance`` says so.
+    live steps (kernel or hardware, python) mean ns; where it is known otherwise whose time a step is, ``step_kinds`` says it.  Counts
+    depend on how many trace points a part has: ``provenance`` says so.
     """
 
     title: str
@@ -76,6 +77,7 @@ class Run:
     duration_ns: int
     trace: list[TraceEvent] | None = None
     split: dict[str, tuple[float, float]] = field(default_factory=dict)
+    step_kinds: Mapping[str, str] = field(default_factory=dict)
     costs: Mapping[str, Any] | None = None
     interrupted: bool = False
     iolog: list[tuple[int, int, int, int, int]] | None = None
@@ -116,14 +118,14 @@ class Run:
 
     @property
     def kinds(self) -> dict[str, str]:
-        """What each step's time is: simulated, python, kernel/hardware or mixed."""
+        """What each step's time is: simulated, python, kernel/hardware or mixed; qemu (its own code); emulated (a guest under TCG)."""
         if self.simulated:
             return {step.name: "simulated" for step in STEPS}
         kinds = {}
         for step in STEPS:
             hard, soft = self.split.get(step.name, (0.0, 1.0))
             kinds[step.name] = "kernel/hardware" if not soft else "python" if not hard else "mixed"
-        return kinds
+        return kinds | dict(self.step_kinds)
 
     @property
     def steps(self) -> list[StepStat]:

@@ -122,7 +122,7 @@ def _words(sheet: _Sheet, statistic: str, highlight: Sequence[str]) -> tuple[str
         return "The path of one virtio-blk I/O", what or "Seven steps down (D1 to D7), the drive's work (HW), seven steps up (U1 to U7)", ""
     remark = f"Times are the {statistic} of each step; the width of an arrow is proportional to its time."
     if has_python(runs):
-        remark += " Live: full colour is kernel and hardware, pale is Python."
+        remark += " Live: full colour is kernel, hardware or an emulated CPU, pale is Python."
     if len(runs) == 1:
         return f"The path of one I/O: {number(sheet.times[0].total)} {sheet.unit}", labels(runs)[0], remark
     totals = " · ".join(f"{letter(i)} {number(t.total)} {sheet.unit}" for i, t in enumerate(sheet.times))

@@ -8,11 +8,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from ..errors import ConfigError
+from ..events import STEPS
 from .text import fit, text_px
 
 __all__ = [
-    "RunLike", "as_runs", "caption", "check_runs", "check_unit", "difference", "has_python", "labels", "letter", "number", "origin",
-    "provenance_text", "python_part", "unit_key",
+    "RunLike",
+    "as_runs",
+    "caption",
+    "check_runs",
+    "check_unit",
+    "difference",
+    "emulated",
+    "has_python",
+    "labels",
+    "letter",
+    "number",
+    "origin",
+    "parts_of",
+    "provenance_text",
+    "python_part",
+    "unit_key",
 ]
 
 MOST_RUNS = 6
@@ -20,7 +35,7 @@ UNITS = {"ns": (1.0, "ns"), "us": (1e3, "µs"), "ms": (1e6, "ms")}
 _SHOWN = {
     True: {"cost table": "cost table {}", "seed": "seed {}"},
     False: {"host": "{}", "cpu": "{}", "kernel": "kernel {}", "kvm": "KVM: {}", "python": "{}", "tracing": "tracing: {}",
-            "probe cost": "probe cost {}"},
+            "clock": "{}", "probe cost": "probe cost {}"},
 }
 """What a caption shows of the provenance, for simulated and for other runs; the file beside an exported figure has all of it."""
 
@@ -141,10 +156,10 @@ def letter(index: int) -> str:
 
 
 def origin(run: RunLike) -> str:
-    """``simulated``, ``live`` or ``live, recorded``: the word that every legend carries."""
+    """``simulated``, ``live`` or ``live, recorded``: the words that every legend carries; also that a guest's time is emulated."""
     if run.simulated:
         return "simulated"
-    return "live, recorded" if run.rung.startswith("L1") else "live"
+    return "live" + (", recorded" if run.rung.startswith("L1") else "") + (", guest emulated" if emulated(run) else "")
 
 
 def labels(runs: Sequence[RunLike], room_px: float | None = None) -> list[str]:
@@ -220,6 +235,23 @@ def python_part(run: RunLike, step: str) -> float | None:
     return {"simulated": None, "python": 1.0}.get(kind, 0.0)
 
 
+def emulated(run: RunLike) -> list[str]:
+    """The steps whose time a CPU spent that QEMU emulates (TCG): it says nothing about hardware."""
+    return [step for step, kind in run.kinds.items() if kind == "emulated"]
+
+
+def parts_of(run: RunLike) -> list[tuple[str, list[float]]]:
+    """Whose time a step is: for each part that the run has, its share (0 to 1) of every step."""
+    if run.simulated:
+        return [("simulated", [1.0] * len(STEPS))]
+    slow = set(emulated(run))
+    python = [python_part(run, step.name) or 0.0 for step in STEPS]
+    alien = [float(step.name in slow) for step in STEPS]
+    plain = [1 - a - b for a, b in zip(python, alien, strict=True)]
+    found = [("kernel and hardware", plain), ("Python", python if has_python([run]) else []), ("emulated by TCG", alien if slow else [])]
+    return [(name, shares) for name, shares in found if shares]
+
+
 def has_python(runs: Sequence[RunLike]) -> bool:
     """Whether any step of any run contains Python's own time."""
     return any(kind in ("python", "mixed") for run in runs if not run.simulated for kind in run.kinds.values())
@@ -250,6 +282,8 @@ def _one(run: RunLike) -> str:
     for key, form in _SHOWN[run.simulated].items():
         if facts.get(key) and f"{key}=" not in facts.get("machine", ""):
             parts.append(form.format(facts[key]))
+    if slow := emulated(run):
+        parts.append(f"{', '.join(slow)} are times of an emulated CPU (QEMU's TCG)")
     return " · ".join(parts + _state(run))
 
 

@@ -14,7 +14,7 @@ from .runs import RunLike, caption, labels, provenance_text
 from .text import SMALL_PX, TEXT_PX, TITLE_PX, escape, text_px, wrap
 
 __all__ = [
-    "CONFIG", "ROOM_COLOURS", "ROOM_NAMES", "ROOM_OF_STEP", "RUN_COLOURS", "TEMPLATE", "Draft", "finish", "hatch", "note",
+    "CONFIG", "MARKERS", "ROOM_COLOURS", "ROOM_NAMES", "ROOM_OF_STEP", "RUN_COLOURS", "TEMPLATE", "Draft", "finish", "hatch", "note",
     "plain", "text_on", "tint",
 ]
 
@@ -82,6 +82,16 @@ def hatch(colours: Sequence[str]) -> dict[str, Any]:
     """Marker settings of Python's own time: lines in the bar's colour on a pale ground."""
     return dict(color=list(colours), line=dict(width=0), pattern=dict(
         shape="/", fillmode="replace", fgcolor=list(colours), bgcolor=[tint(c, 0.25) for c in colours], size=5, solidity=0.35))
+
+
+def dots(colours: Sequence[str]) -> dict[str, Any]:
+    """Marker settings of an emulated CPU's time: dots in the bar's colour on a pale ground."""
+    return dict(color=list(colours), line=dict(width=0), pattern=dict(
+        shape=".", fillmode="replace", fgcolor=list(colours), bgcolor=[tint(c, 0.25) for c in colours], size=5, solidity=0.4))
+
+
+MARKERS = {"Python": hatch, "emulated by TCG": dots}
+"""How whose time is drawn; all else is plain."""
 
 
 def plain(colours: Sequence[str]) -> dict[str, Any]:

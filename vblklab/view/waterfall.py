@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from ..errors import ConfigError
 from ..events import STEPS
 from . import style
-from .runs import RunLike, check_runs, check_unit, has_python, labels, number, python_part, unit_key
+from .runs import RunLike, check_runs, check_unit, has_python, labels, number, parts_of, unit_key
 from .style import INK, MUTED, ROOM_COLOURS, ROOM_OF_STEP, Draft, tint
 from .text import SMALL_PX, TEXT_PX, escape, text_px
 
@@ -18,6 +18,7 @@ __all__ = ["waterfall"]
 
 LEFT, RIGHT = 286, 24
 MOST_LABELLED = 4
+_LOOKS = {"Python": "hatched", "emulated by TCG": "dotted"}
 _COLUMNS = ["step", "part", "run", "which", "duration", "start"]
 
 
@@ -112,18 +113,14 @@ def _amount(one: _Series, k: int, unit: str) -> str:
 def _bars(draft: Draft, one: _Series, offset: float, height: float, group: str, unit: str, labelled: bool) -> None:
     """The bars of one I/O: whole steps, or for a live run the kernel's part and then Python's part."""
     durations = [one.stamps[k + 1] - one.stamps[k] for k in range(len(STEPS))]
-    python = [python_part(one.run, s.name) for s in STEPS]
-    parts = [("simulated" if one.run.simulated else "kernel and hardware", durations)]
-    if has_python([one.run]):
-        parts = [("kernel and hardware", [d * (1 - (p or 0)) for d, p in zip(durations, python, strict=True)]),
-                 ("Python", [d * (p or 0) for d, p in zip(durations, python, strict=True)])]
+    parts = [(name, [d * share for d, share in zip(durations, shares, strict=True)]) for name, shares in parts_of(one.run)]
     start = one.stamps[:-1]
     for part, lengths in parts:
         last = labelled and part == parts[-1][0]
         draft.bar(
             x=lengths, base=start, y=list(range(len(STEPS))), offset=offset, width=height * 0.94,
             legendgroup=group, showlegend=False, name=f"{one.label} · {one.which} · {part}",
-            marker=(style.hatch if part == "Python" else style.plain)(one.colours),
+            marker=style.MARKERS.get(part, style.plain)(one.colours),
             customdata=[[s.name, part, one.label, one.which, durations[k], one.stamps[k]] for k, s in enumerate(STEPS)],
             hovertemplate=f"<b>%{{customdata[0]}}</b> {escape(one.which)}, {escape(one.label)}<br>{part} %{{x:.4g}} {unit}"
                           f" of %{{customdata[4]:.4g}} {unit}<br>starts at %{{customdata[5]:.4g}} {unit}<extra></extra>",
@@ -143,9 +140,10 @@ def _legend(draft: Draft, series: Sequence[_Series], runs: Sequence[RunLike], un
             draft.legend(name, style.plain([one.colours[0]]), group=f"s{i}")
         elif len(series) > 1:
             draft.legend(value.removeprefix(" · "), style.plain([tint(MUTED, one.shade)]), second=True, group=f"s{i}")
-    if live:
-        draft.legend("plain: kernel and hardware", style.plain([MUTED]), second=True)
-        draft.legend("hatched: Python", style.hatch([MUTED]), second=True)
+    present = list(dict.fromkeys(part for run in runs for part, _ in parts_of(run)))
+    if live or len(present) > 1:
+        for part in present:
+            draft.legend(f"{_LOOKS.get(part, 'plain')}: {part}", style.MARKERS.get(part, style.plain)([MUTED]), second=True)
 
 
 def _words(series: Sequence[_Series], runs: Sequence[RunLike], request: int | None, unit: str) -> tuple[str, str, str]:
