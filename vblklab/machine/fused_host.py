@@ -224,9 +224,9 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
             engine._done = []
             engine.in_flight -= len(completed)
             work = True
-            epoch, stopping = device.epoch, device._stopping
+            epoch = device.epoch
             for op in completed:
-                if type(op) is not HeadOp or op.status or op.epoch != epoch or (op.op == _WRITE and not device.writeback) or stopping:
+                if type(op) is not HeadOp or op.status or op.epoch != epoch or (op.op == _WRITE and not device.writeback):
                     sched.now = now
                     for spent in completed:
                         if type(spent) is HeadOp:
@@ -246,7 +246,7 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                     request.status_view[0] = 0
                     written = request.length + 1 if op.op == _READ else 1
                     idx = queue.used_idx
-                    rings[number].elements[idx & queue._mask] = written << 32 | request.chain.head
+                    op.ring.elements[idx & queue._mask] = written << 32 | request.chain.head
                     queue.used_idx = (idx + 1) & 0xFFFF
                     now = (
                         t
