@@ -33,7 +33,9 @@ RECIPES = {
     "fsync, one at a time": lambda: recipe(iodepth=1, rw="randwrite", fsync=3),
     "two tasks, each one at a time": lambda: recipe(iodepth=1, numjobs=2, kvm=vb.Kvm(vcpus=2)),
     "reads and writes, 32 deep": lambda: recipe(iodepth=32, number_ios=800),
-    "more in one plug than it holds": lambda: recipe(rw="randread", iodepth=64, number_ios=400),
+    "more in one plug than it holds": lambda: recipe(
+        rw="randread", iodepth=64, numjobs=4, number_ios=400, kvm=vb.Kvm(vcpus=4), device=vb.VirtioBlkDevice(queues=1)
+    ),
     "sequential, merged on the host": lambda: recipe(rw="read", iodepth=32, number_ios=800),
     "several sizes, some are split": lambda: recipe(bssplit="512/30:4k/30:64k/40", iodepth=16),
     "more than one block layer request": lambda: recipe(bs="512k", rw="randread", disk=vb.Nvme(size=8 << 20), number_ios=40),
