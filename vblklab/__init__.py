@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from .machine.vhost_user import VhostUserBackend, VhostUserMachine
     from .peer import LinuxGuest, QemuDisk
     from .peer.storage_daemon import StorageDaemon
-    from .pipeline import Pipeline, Split
+    from .pipeline import Packed, Pipeline, Split
     from .trace.run import Run
     from .transport import Mmio
     from .view import compare, explore, export, lanes, latency, path_map, waterfall
@@ -72,6 +72,7 @@ _WHERE = {
     "Mmio": "transport",
     "NotHere": "errors",
     "Nvme": "disk",
+    "Packed": "pipeline",
     "Pipeline": "pipeline",
     "QemuDisk": "peer",
     "QueueFull": "errors",

@@ -15,10 +15,11 @@ from .guest.fio import Fio
 from .guest.virtio_blk import VirtioBlkDriver
 from .iostack import IOStack
 from .kvm import Kvm
+from .ring.packed import check_packed_size
 from .ring.split import check_queue_size
 from .transport import Mmio
 
-__all__ = ["Pipeline", "Split"]
+__all__ = ["Packed", "Pipeline", "Split"]
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,21 @@ class Split:
     """The ``queue`` part: split virtqueues of ``size`` entries."""
 
     size: int = 256
+    packed = False
 
     def __post_init__(self) -> None:
         check_queue_size(self.size)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The ``queue`` part: packed virtqueues of ``size`` descriptors; the device then offers VIRTIO_F_RING_PACKED."""
+
+    size: int = 256
+    packed = True
+
+    def __post_init__(self) -> None:
+        check_packed_size(self.size)
 
 
 _PARTS: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -36,7 +49,7 @@ _PARTS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "app": ("guest", ("start", "clones"), 'vb.Fio(rw="randread", iodepth=8)'),
     "iostack": ("guest", ("submit_bio",), "vb.IOStack()"),
     "driver": ("guest", ("probe", "queue_rq"), "vb.VirtioBlkDriver()"),
-    "queue": ("wire", ("size",), "vb.Split(256)"),
+    "queue": ("wire", ("size", "packed"), "vb.Split(256) or vb.Packed(256)"),
     "transport": ("wire", (), "vb.Mmio()"),
     "kvm": ("wire", ("kick", "call"), 'vb.Kvm(kick="ioeventfd", call="irqfd")'),
     "device": ("host", ("run", "handle_output"), "vb.VirtioBlkDevice()"),
@@ -175,7 +188,9 @@ def _set(pipeline: Pipeline, assignment: str) -> Pipeline:
     if part == "disk":
         return pipeline.replace(disk=_disk_of(text))
     if part == "queue" and text.isdigit():
-        return pipeline.replace(queue=Split(int(text)))
+        return pipeline.replace(queue=type(pipeline.queue)(int(text)))
+    if part == "queue" and text in ("split", "packed"):
+        return pipeline.replace(queue={"split": Split, "packed": Packed}[text](pipeline.queue.size))
     if part == "engine":
         if text not in ENGINES:
             raise ConfigError(f"no engine {text!r}", f"choose one of {', '.join(ENGINES)}")

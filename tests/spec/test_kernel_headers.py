@@ -126,6 +126,11 @@ def test_interrupt_bits_are_the_kernels() -> None:
         (virtio_ring.DESC_ALIGN, "VRING_DESC_ALIGN_SIZE"),
         (virtio_ring.AVAIL_ALIGN, "VRING_AVAIL_ALIGN_SIZE"),
         (virtio_ring.USED_ALIGN, "VRING_USED_ALIGN_SIZE"),
+        (virtio_ring.PACKED_AVAIL.bit_length() - 1, "VRING_PACKED_DESC_F_AVAIL"),
+        (virtio_ring.PACKED_USED.bit_length() - 1, "VRING_PACKED_DESC_F_USED"),
+        (virtio_ring.EVENT_ENABLE, "VRING_PACKED_EVENT_FLAG_ENABLE"),
+        (virtio_ring.EVENT_DISABLE, "VRING_PACKED_EVENT_FLAG_DISABLE"),
+        (virtio_ring.EVENT_DESC, "VRING_PACKED_EVENT_FLAG_DESC"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -34,6 +34,7 @@ class BlkConfig:
         max_discard_sectors: int = 0x3FFFFF,
         event_idx: bool = True,
         indirect: bool = True,
+        packed: bool = False,
     ) -> None:
         if queues is not None and not 1 <= queues <= 1024:
             raise ConfigError(f"device queues={queues}", "use 1 to 1024")
@@ -61,6 +62,7 @@ class BlkConfig:
         self.max_discard_sectors = max_discard_sectors
         self.event_idx = event_idx
         self.indirect = indirect
+        self.packed = packed
 
     def __repr__(self) -> str:
         plain = BlkConfig().__dict__
@@ -77,6 +79,8 @@ class BlkConfig:
             bits |= Feature.EVENT_IDX
         if self.indirect:
             bits |= Feature.INDIRECT_DESC
+        if self.packed:
+            bits |= Feature.RING_PACKED
         if self.size_max:
             bits |= BlkFeature.SIZE_MAX
         if self.read_only:

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import ConfigError, QueueFull, VirtioError
 from ..iostack import IOStack, Limits, Op, Request
 from ..memory import GuestPages, Segment
-from ..ring import SplitDriver
+from ..ring import PackedDriver, SplitDriver
 from ..spec.virtio import DEVICE_ID_BLOCK, Feature, Status
 from ..spec.virtio_blk import (
     CONFIG_OFFSETS,
@@ -87,14 +87,15 @@ class VirtioBlkDriver:
         given += [f"queues={self.max_queues}"] * (self.max_queues is not None)
         return f"{type(self).__name__}({', '.join(given)})"
 
-    def attach(self, pages: GuestPages, transport: MmioTransport, iostack: IOStack, *, queue_size: int) -> None:
-        """Take the guest's allocator, the transport below and the block layer above."""
+    def attach(self, pages: GuestPages, transport: MmioTransport, iostack: IOStack, *, queue_size: int, packed: bool = False) -> None:
+        """Take the guest's allocator, the transport below and the block layer above; ``packed`` rings need a device that offers them."""
         self.pages = pages
         self.memory = pages.memory
         self.transport = transport
         self.iostack = iostack
         self.queue_size = queue_size
-        self.queues: list[SplitDriver] = []
+        self.packed = packed
+        self.queues: list[SplitDriver | PackedDriver] = []
         self.capacity_sectors = 0
         self.capacity_changes = 0
         self.limits = Limits()
@@ -114,6 +115,10 @@ class VirtioBlkDriver:
         try:
             offered = yield from transport.device_features()
             self.features = offered & int(self.allowed)
+            if self.packed:
+                if not offered & Feature.RING_PACKED:
+                    raise VirtioError("the recipe's queue is packed, and the device does not offer RING_PACKED", "2.8")
+                self.features |= Feature.RING_PACKED
             yield from transport.accept_features(self.features)
             yield from self._read_config()
             yield from self._find_queues()
@@ -169,7 +174,8 @@ class VirtioBlkDriver:
             if old is not None and (old.size, old.indirect_segments) == (size, indirect):
                 ring = self.queues[number] = old.renew(event_idx=event_idx)
             else:
-                ring = SplitDriver.alloc(self.pages, size, event_idx=event_idx, indirect_segments=indirect)
+                half = PackedDriver if self.packed else SplitDriver
+                ring = half.alloc(self.pages, size, event_idx=event_idx, indirect_segments=indirect)
                 self.queues[number:] = [ring, *self.queues[number + 1 :]]
             if self.poll:
                 ring.disable_cb()
@@ -283,7 +289,7 @@ class VirtioBlkDriver:
         yield from self.iostack.run_hw_queue(queue)
         return True
 
-    def _drain(self, ring: SplitDriver) -> Steps:
+    def _drain(self, ring: SplitDriver | PackedDriver) -> Steps:
         memory, base = self.memory.bytes, self.memory.base
         complete = self.iostack.complete
         while True:

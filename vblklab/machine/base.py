@@ -28,6 +28,7 @@ __all__ = [
     "default_vcpus",
     "deferred_interrupt",
     "fresh",
+    "fresh_device",
     "host_provenance",
     "memory_bytes",
     "not_simulated",
@@ -60,6 +61,14 @@ class Recipe(Protocol):
 def fresh(part: Any) -> Any:
     """A part of one's own: a class is called, an instance is copied, so that nothing leaks between two boots."""
     return part() if isinstance(part, type) else copy.deepcopy(part)
+
+
+def fresh_device(recipe: Recipe, queues: int) -> Any:
+    """The recipe's device, with ``queues`` queues if it does not say how many, and packed rings on offer if the recipe's queue is one."""
+    device = fresh(recipe.device)
+    device.num_queues = device.num_queues or queues
+    device.packed = device.packed or recipe.queue.packed
+    return device
 
 
 def real_engine(recipe: Recipe) -> Any:

@@ -14,7 +14,7 @@ from ..peer import QemuDisk, VhostUserDisk
 from ..peer.ftrace import PATH_EVENTS, PATH_KPROBES, Ftrace
 from ..trace.recording import GuestRecording
 from ..trace.run import Run
-from .base import Recipe, fresh, host_provenance, not_simulated, real_engine
+from .base import Recipe, fresh_device, host_provenance, not_simulated, real_engine
 from .guest_run import GuestRun
 from .serve import Served, serve
 
@@ -65,8 +65,7 @@ class LinuxVm:
                 return host
             self._host = host.start()
             return VhostUserDisk(self._host.socket, queues=getattr(host, "queues", 1), queue_size=size)
-        device = fresh(recipe.device)
-        device.num_queues = device.num_queues or 1
+        device = fresh_device(recipe, 1)
         self.served = serve(device, recipe.disk, engine=real_engine(recipe), poll_us=machine.poll_us, trace=machine.trace)
         return VhostUserDisk(self.served.socket, queues=device.num_queues, queue_size=size)
 

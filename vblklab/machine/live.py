@@ -22,7 +22,7 @@ from ..spec.virtio_mmio import Reg
 from ..trace.correlate import Correlator
 from ..trace.run import Run, TraceEvent
 from ..transport import MmioTransport
-from .base import Recipe, build_run, default_vcpus, deferred_interrupt, fresh, memory_bytes, not_simulated, real_engine
+from .base import Recipe, build_run, default_vcpus, deferred_interrupt, fresh, fresh_device, memory_bytes, not_simulated, real_engine
 from .live_device import (
     ACCESS,
     Fds,
@@ -169,8 +169,7 @@ class LiveVm:
         recipe, machine = self.recipe, self.machine
         kvm = recipe.kvm
         vcpus = default_vcpus(recipe)
-        device = fresh(recipe.device)
-        device.num_queues = device.num_queues or vcpus
+        device = fresh_device(recipe, vcpus)
         engine = real_engine(recipe)
         self._take_over(kvm, vcpus)
         size = memory_bytes(recipe, device.num_queues, device.seg_max, recipe.queue.size)
@@ -192,7 +191,7 @@ class LiveVm:
         status = SharedInterruptStatus(words)
         self.bus = _LiveBus(mmio, fds.kicks, status, self._dead)
         self.transport = MmioTransport(self.bus)
-        self.driver.attach(self.pages, self.transport, self.iostack, queue_size=recipe.queue.size)
+        self.driver.attach(self.pages, self.transport, self.iostack, queue_size=recipe.queue.size, packed=recipe.queue.packed)
         irq = self.loop.add("guest irq", self._interrupts(status))
         self.loop.watch_eventfd(fds.call, irq.notify)
         self.loop.watch(self._control.fileno(), self._from_device)

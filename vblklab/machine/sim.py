@@ -22,7 +22,7 @@ from ..spec.virtio import Status
 from ..trace.correlate import Correlator
 from ..trace.run import Run, TraceEvent
 from ..transport import MmioRegisters, MmioTransport
-from .base import Recipe, build_run, default_vcpus, deferred_interrupt, fresh, memory_bytes
+from .base import Recipe, build_run, default_vcpus, deferred_interrupt, fresh, fresh_device, memory_bytes
 from .costs import CostTable
 from .observe import Observer, Seen, trace_event
 from .paths import Choice, choose, fuse
@@ -107,8 +107,7 @@ class SimVm:
         kvm = recipe.kvm
         vcpus = default_vcpus(recipe)
         self.vcpus = [Cpu(f"vCPU {i}") for i in range(vcpus)]
-        self.device = fresh(recipe.device)
-        self.device.num_queues = self.device.num_queues or vcpus
+        self.device = fresh_device(recipe, vcpus)
         need = memory_bytes(recipe, self.device.num_queues, self.device.seg_max, recipe.queue.size)
         self.memory = GuestMemory(memoryview(mmap.mmap(-1, need)))  # pages, as the disk's: copies are slow where only one side is aligned
         self.pages = GuestPages(self.memory, 0x1000)
@@ -137,7 +136,7 @@ class SimVm:
         self.transport = MmioTransport(self._bus)
         self.driver = fresh(recipe.driver)
         self.iostack = fresh(recipe.iostack)
-        self.driver.attach(self.pages, self.transport, self.iostack, queue_size=recipe.queue.size)
+        self.driver.attach(self.pages, self.transport, self.iostack, queue_size=recipe.queue.size, packed=recipe.queue.packed)
         self._irq_context = sched.add(
             "vCPU 0 irq",
             self.vcpus[0],
@@ -305,6 +304,8 @@ class SimVm:
         queues = self.driver.queues
         if not isinstance(queue, int) or not 0 <= queue < len(queues):
             raise ConfigError(f"no queue {queue!r}", f"this machine's queues are 0 to {len(queues) - 1}")
+        if self.recipe.queue.packed:
+            raise ConfigError(f"queue={self.recipe.queue!r}", "the ring view draws split rings; replace(queue=vb.Split())")
         return RingView(self.memory, queues[queue].layout, queue)
 
     def run(self, *, progress: Callable[[int, int | None], None] | None = None) -> Run:

@@ -10,7 +10,7 @@ from ..errors import ConfigError, DeviceDied, NotHere, VblkError, VhostUserError
 from ..vhost.channel import Channel, connect
 from ..vhost.effects import Region
 from ..vhost.transport import VhostUserTransport
-from .base import Recipe, default_vcpus, fresh, memory_bytes, not_simulated, real_engine
+from .base import Recipe, default_vcpus, fresh_device, memory_bytes, not_simulated, real_engine
 from .live import LiveMachine, LiveVm, live_missing
 from .serve import Served, serve
 
@@ -55,6 +55,8 @@ class VhostUserMachine(LiveMachine):
         missing = live_missing()
         if missing:
             raise NotHere(missing)
+        if recipe.queue.packed:
+            raise ConfigError(f"queue={recipe.queue!r} on {self!r}", "vhost-user carries split rings here: replace(queue=vb.Split())")
         if recipe.guest is not None:
             from .linux_vm import LinuxVm
 
@@ -70,8 +72,7 @@ class VhostUserVm(LiveVm):
     def _build(self) -> None:
         recipe, machine = self.recipe, self.machine
         host = recipe.host
-        device = fresh(recipe.device)
-        device.num_queues = device.num_queues or default_vcpus(recipe)
+        device = fresh_device(recipe, default_vcpus(recipe))
         self._served: Served | None = None
         if host is None:
             self._served = self._serve(device)

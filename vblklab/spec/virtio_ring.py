@@ -1,4 +1,4 @@
-"""The split virtqueue's layout: VIRTIO 1.4 §2.7.  All fields are little-endian."""
+"""The layouts of split (VIRTIO 1.4 §2.7) and packed virtqueues (§2.8).  All fields are little-endian."""
 
 from enum import IntFlag
 from struct import Struct
@@ -42,3 +42,14 @@ def avail_ring_bytes(size: int) -> int:
 def used_ring_bytes(size: int) -> int:
     """Bytes of the used ring: flags, idx, ring[size], avail_event."""
     return 6 + 8 * size
+
+
+# -- packed ------------------------------------------------------------------------------------------------------------------------
+
+PACKED_AVAIL, PACKED_USED = 1 << 7, 1 << 15  # VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_F_USED as bits of a descriptor's flags
+PACKED_DESC = Struct("<QIHH")
+"""``struct pvirtq_desc``: addr, len, id, flags."""
+PACKED_EVENT = Struct("<HH")
+"""``struct pvirtq_event_suppress``: offset (15 bits) and wrap counter, flags."""
+EVENT_ENABLE, EVENT_DISABLE, EVENT_DESC = 0, 1, 2  # RING_EVENT_FLAGS_ENABLE, _DISABLE, _DESC
+EVENT_ALIGN = 4

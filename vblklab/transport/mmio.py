@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from ..errors import BadAddress, VirtioError
 from ..memory import GuestMemory
-from ..ring import SplitDevice, SplitLayout
+from ..ring import PackedDevice, PackedLayout, SplitDevice, SplitLayout
 from ..spec.virtio import Feature, Status
 from ..spec.virtio_mmio import MAGIC, VENDOR, VERSION_2, Interrupt, Reg
 
@@ -238,16 +238,20 @@ class MmioRegisters:
         if not self.status & Status.FEATURES_OK:
             self.needs_reset(VirtioError("DRIVER_OK without FEATURES_OK", "3.1.1"))
             return
-        queues: dict[int, SplitDevice] = {}
+        queues: dict[int, Any] = {}
+        packed = features & Feature.RING_PACKED
         try:
             for number, q in enumerate(self._queues):
                 if not q.ready:
                     continue
                 if q.size > self.device.queue_size_max:
                     raise VirtioError(f"queue {number} of {q.size} entries, at most {self.device.queue_size_max}", "4.2.2")
-                layout = SplitLayout(q.size, **q.addr)
                 bound = getattr(self.device, "chain_max", 0)
-                queues[number] = SplitDevice(self.memory, layout, number=number, event_idx=event_idx, indirect=indirect, chain_max=bound)
+                options: dict[str, Any] = dict(number=number, event_idx=event_idx, indirect=indirect, chain_max=bound)
+                if packed:
+                    queues[number] = PackedDevice(self.memory, PackedLayout(q.size, **q.addr), **options)
+                else:
+                    queues[number] = SplitDevice(self.memory, SplitLayout(q.size, **q.addr), **options)
         except (VirtioError, BadAddress) as error:
             self.needs_reset(error)
             return
@@ -331,7 +335,7 @@ class MmioTransport:
         yield from self.bus.write(Reg.QUEUE_SEL, queue)
         return (yield from self.bus.read(Reg.QUEUE_SIZE_MAX))
 
-    def setup_queue(self, queue: int, layout: SplitLayout) -> Steps:
+    def setup_queue(self, queue: int, layout: SplitLayout | PackedLayout) -> Steps:
         """Tell the device where ``queue`` lies and make it ready (§4.2.3.2)."""
         bus = self.bus
         yield from bus.write(Reg.QUEUE_SEL, queue)
