@@ -400,3 +400,13 @@ def test_stepping_shows_the_parts_own_functions() -> None:
     run = vm.run()
     assert run.ios == 300
     assert not any(isinstance(one, Fused) for one in vm.scheduler.contexts)
+
+
+@pytest.mark.parametrize("options", [{"iodepth": 1}, {"iodepth": 8}], ids=["alone", "deep"])
+def test_a_patched_store_is_honoured(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(5, "broken")
+
+    monkeypatch.setattr("vblklab.disk.store.RamStore.readv", fail)
+    run = recipe(rw="randread", number_ios=60, **options).run(vb.SimMachine())
+    assert run.errors == 60

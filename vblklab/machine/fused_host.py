@@ -13,7 +13,6 @@ from typing import Any
 
 from ..device import BlkRequest, IoOp
 from ..disk.drive import execute
-from ..disk.store import RamStore
 from ..errors import VirtioError
 from ..events import WAIT
 from ..iostack import Plug
@@ -21,6 +20,7 @@ from ..kvm.wiring import GSI
 from ..ring import Chain
 from ..spec.virtio_blk import ReqType
 from .fused import DATA_IN, DATA_OUT, HEADER, INDIRECT, STATUS, unpack_three, unpack_two
+from .untouched import plain_memory
 
 __all__ = ["Hardware", "device_loop", "host_interrupts"]
 
@@ -40,7 +40,7 @@ class Hardware:
         drive, service, sched = driver.drive, driver.drive.service, vm.scheduler
         store, completion = drive.store, drive.completion
         heap, order, irq, notify, trace = sched._heap, sched._order, vm._host_irq, vm._host_irq.notify, drive._trace
-        ram = type(store) is RamStore
+        ram = plain_memory(store)
         work = [[int(ns * factor) for factor in service._factors] for ns in (service.read_ns, service.write_ns)]
         dies, laps, ways, bytes_per_us = service._dies, len(service._factors), len(service._dies), service.bytes_per_us
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..disk.store import RamStore
 from .fused import DATA_IN, DATA_OUT, HEADER, INDIRECT, STATUS, pack_three, pack_two, unpack_three, unpack_two
 from .sched import Fused
+from .untouched import plain_memory
 
 __all__ = ["solo_path"]
 
@@ -25,7 +25,7 @@ def solo_path(vm: Any, task: Any, me: Any, hardware: Any) -> Callable[[Any, int,
     """
     sched, driver, device, host, bus, interrupt = vm.scheduler, vm.driver, vm.device, vm._host_stack, vm._bus, vm._interrupt
     irq, store = vm._irq_context, vm.store
-    if me.cpu is not irq.cpu or driver.poll or not interrupt._irqfd or not bus._fast or type(store) is not RamStore:
+    if me.cpu is not irq.cpu or driver.poll or not interrupt._irqfd or not bus._fast or not plain_memory(store):
         return None
     number = task.queue
     ring, queue, hctx = driver.queues[number], device.queues.get(number), vm.iostack.queues[number]

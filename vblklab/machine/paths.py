@@ -53,7 +53,7 @@ def choose(vm: Any) -> Iterator[Choice]:
     guest = general or (None if vm._bus._fast else "kvm kick='mmio-exit': the vCPU's thread serves the queue")
     irq_why = guest or _first((*guest_parts, vm._interrupt, *rings))
     device_why = general or _first((vm.device, *host_parts, vm._interrupt, *queues))
-    if any(queue.inflight is not None for queue in queues):
+    if any(getattr(queue, "inflight", None) is not None for queue in queues):
         device_why = device_why or "a queue keeps a record of its buffers in flight"
     host_why = general or (None if drive is not None else "no drive") or _first(host_parts)
     hardware = Hardware(vm) if drive is not None and device_why is None else None

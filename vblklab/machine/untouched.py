@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["Written"]
+from ..disk.store import RamStore
+
+__all__ = ["Written", "plain_memory"]
 
 
 class Written:
@@ -42,3 +44,11 @@ class Written:
                         return f"{base.__name__}.{name} is replaced by {owner.__qualname__}.{name}"
                     break
         return None
+
+
+_STORES = Written(RamStore)
+
+
+def plain_memory(store: Any) -> bool:
+    """Whether a disk's bytes may be copied without asking it: memory whose methods are as they were written."""
+    return _STORES.touched(store) is None
