@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -366,7 +367,7 @@ def test_what_is_replaced_is_honoured_and_named() -> None:
     vm.run()
     assert asked
     vm = recipe().boot(vb.SimMachine())
-    vm.driver.queue_rq = vm.driver.queue_rq
+    vm.driver.queue_rq = partial(vm.driver.queue_rq)
     assert "plain path: vCPU 0 job: VirtioBlkDriver.queue_rq is set on this instance" in vm.explain()
     vm.step()
     assert {line.split(": ", 2)[2] for line in vm.explain()} == {"the application was stepped into"}

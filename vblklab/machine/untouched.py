@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import FunctionType
 from typing import Any
 
 from ..disk.store import RamStore
@@ -32,17 +33,16 @@ class Written:
         base = next((one for one in cls.__mro__ if one in self._methods), None)
         if base is None:
             return f"{cls.__name__} is a part of its own"
-        own = getattr(part, "__dict__", {})
         for name, method in self._methods[base].items():
             if name in ("__init__", "__repr__", *but):
                 continue
-            if name in own:
-                return f"{base.__name__}.{name} is set on this instance"
             for owner in cls.__mro__:
                 if name in owner.__dict__:
                     if owner.__dict__[name] is not method:
                         return f"{base.__name__}.{name} is replaced by {owner.__qualname__}.{name}"
                     break
+            if isinstance(method, FunctionType) and getattr(getattr(part, name), "__func__", None) is not method:
+                return f"{base.__name__}.{name} is set on this instance"
         return None
 
 
