@@ -15,7 +15,7 @@ from ..device import BlkRequest, IoOp
 from ..disk.drive import execute
 from ..errors import VirtioError
 from ..events import WAIT
-from ..iostack import Plug
+from ..iostack import Op, Plug
 from ..kvm.wiring import GSI
 from ..ring import Chain
 from ..spec.virtio_blk import ReqType
@@ -25,7 +25,7 @@ from .untouched import plain_memory
 __all__ = ["Hardware", "device_loop", "host_interrupts"]
 
 Steps = Generator[Any, int, Any]
-_READ, _WRITE = 0, 1
+_READ, _WRITE, _FLUSH = 0, 1, int(Op.FLUSH)
 _IN, _OUT = int(ReqType.IN), int(ReqType.OUT)
 _PLUG_MAX = 32
 _VIEWS_KEPT = 4096
@@ -239,6 +239,10 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                 for op in completed:
                     request = op.request
                     request.left = 0
+                    if op.op == _WRITE and not device.writeback:  # since the first of these was looked at
+                        op.ring.ops[request.chain.head] = None
+                        device.operate(request, _FLUSH, 0, 0, [])
+                        continue
                     queue = request.queue
                     number = queue.number
                     if device.queues.get(number) is not queue and not device._owns(queue):
