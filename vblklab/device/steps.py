@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any, NamedTuple
 
-__all__ = ["STEPS", "Step", "overridden"]
+__all__ = ["STEPS", "Step", "overridden", "replaced"]
 
 
 class Step(NamedTuple):
@@ -34,19 +35,29 @@ def originals(cls: type) -> dict[str, Any]:
     return {name: cls.__dict__[name] for name in (*(step.name for step in STEPS), *_BETWEEN) if name in cls.__dict__}
 
 
+def replaced(part: Any, name: str, written: Any) -> Any:
+    """What stands in for ``name`` as it was ``written``: ``part`` itself, a class of its, or None if nothing does.
+
+    The instance is asked without its ``__dict__``: making one slows every attribute of the part from then on.
+    """
+    cls = type(part)
+    owner = next((one for one in cls.__mro__ if name in one.__dict__), None)
+    if owner is None:
+        return None
+    held = owner.__dict__[name]
+    if isinstance(held, (FunctionType, staticmethod)) and getattr(part, name) != held.__get__(part, cls):
+        return part
+    return owner if held is not written else None
+
+
 def overridden(part: Any, written: dict[str, Any], what: str) -> list[str]:
     """One sentence for each function in ``written`` that ``part``, its class or a class between them has replaced."""
     found = []
-    cls = type(part)
-    own = getattr(part, "__dict__", {})
     for name, function in written.items():
         kind = "step " if any(name == step.name for step in STEPS) else ""
-        if name in own:
+        by = replaced(part, name, function)
+        if by is part:
             found.append(f"{kind}{name}: set on this {what}")
-            continue
-        for owner in cls.__mro__:
-            if name in owner.__dict__:
-                if owner.__dict__[name] is not function:
-                    found.append(f"{kind}{name}: replaced by {owner.__name__}.{name}")
-                break
+        elif by is not None:
+            found.append(f"{kind}{name}: replaced by {by.__name__}.{name}")
     return found

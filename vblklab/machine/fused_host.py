@@ -226,7 +226,7 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
             work = True
             epoch = device.epoch
             for op in completed:
-                if type(op) is not HeadOp or op.status or op.epoch != epoch or (op.op == _WRITE and not device.writeback):
+                if type(op) is not HeadOp or op.status or op.epoch != epoch:
                     sched.now = now
                     for spent in completed:
                         if type(spent) is HeadOp:
@@ -239,7 +239,7 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                 for op in completed:
                     request = op.request
                     request.left = 0
-                    if op.op == _WRITE and not device.writeback:  # since the first of these was looked at
+                    if op.op == _WRITE and not device.writeback:  # write-through: stable before it is acknowledged
                         op.ring.ops[request.chain.head] = None
                         device.operate(request, _FLUSH, 0, 0, [])
                         continue

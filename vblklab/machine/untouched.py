@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from types import FunctionType
 from typing import Any
 
+from ..device.steps import replaced
 from ..disk.store import RamStore
 
 __all__ = ["Written", "plain_memory"]
@@ -36,13 +36,11 @@ class Written:
         for name, method in self._methods[base].items():
             if name in ("__init__", "__repr__", *but):
                 continue
-            for owner in cls.__mro__:
-                if name in owner.__dict__:
-                    if owner.__dict__[name] is not method:
-                        return f"{base.__name__}.{name} is replaced by {owner.__qualname__}.{name}"
-                    break
-            if isinstance(method, FunctionType) and getattr(getattr(part, name), "__func__", None) is not method:
+            by = replaced(part, name, method)
+            if by is part:
                 return f"{base.__name__}.{name} is set on this instance"
+            if by is not None:
+                return f"{base.__name__}.{name} is replaced by {by.__qualname__}.{name}"
         return None
 
 
