@@ -17,7 +17,8 @@ from ..ring import SplitDevice, SplitDriver
 from ..transport import MmioRegisters
 from ..transport.mmio import InterruptStatus
 from .fused import Solo, guest_interrupts, guest_task
-from .fused_host import Hardware, device_loop, host_interrupts
+from .fused_drive import Hardware, host_interrupts
+from .fused_host import device_loop
 from .fused_solo import solo_path
 from .sched import Context, Fused
 from .untouched import Written
