@@ -23,8 +23,7 @@ from ..spec.virtio_blk import (
     BlkStatus,
     ReqType,
 )
-from ..spec.virtio_mmio import Interrupt, Reg
-from ..transport import MmioTransport
+from ..transport import Transport
 
 __all__ = ["VirtioBlkDriver"]
 
@@ -45,8 +44,6 @@ _pack_header = REQ_HEADER.pack_into
 _READ, _WRITE, _DISCARD, _WRITE_ZEROES, _DRV_IN = (int(op) for op in (Op.READ, Op.WRITE, Op.DISCARD, Op.WRITE_ZEROES, Op.DRV_IN))
 _TYPE_OF = {int(op): int(kind) for op, kind in _TYPE.items()}
 _ERRNO_OF = {int(status): error for status, error in _ERRNO.items()}
-_VRING, _CONFIG = int(Interrupt.VRING), int(Interrupt.CONFIG)
-_INTERRUPT_STATUS, _INTERRUPT_ACK = int(Reg.INTERRUPT_STATUS), int(Reg.INTERRUPT_ACK)
 
 
 class VirtioBlkDriver:
@@ -87,7 +84,7 @@ class VirtioBlkDriver:
         given += [f"queues={self.max_queues}"] * (self.max_queues is not None)
         return f"{type(self).__name__}({', '.join(given)})"
 
-    def attach(self, pages: GuestPages, transport: MmioTransport, iostack: IOStack, *, queue_size: int, packed: bool = False) -> None:
+    def attach(self, pages: GuestPages, transport: Transport, iostack: IOStack, *, queue_size: int, packed: bool = False) -> None:
         """Take the guest's allocator, the transport below and the block layer above; ``packed`` rings need a device that offers them."""
         self.pages = pages
         self.memory = pages.memory
@@ -179,7 +176,7 @@ class VirtioBlkDriver:
                 self.queues[number:] = [ring, *self.queues[number + 1 :]]
             if self.poll:
                 ring.disable_cb()
-            yield from self.transport.setup_queue(number, ring.layout)
+        yield from self.transport.find_vqs([ring.layout for ring in self.queues], polled=self.poll)
         if first:
             self.iostack.attach(self, self.limits, queues=self.num_queues, tags=self.queues[0].size)
             self.iostack.poll = self.poll_queue if self.poll else None
@@ -210,7 +207,7 @@ class VirtioBlkDriver:
             yield ("virtqueue_kick_prepare", queue)
             if ring.kick_prepare():
                 self.kicks += 1
-                yield from self.transport.bus.notify(queue)
+                yield from self.transport.notify(queue)
         return True
 
     def _segments(self, rq: Request) -> tuple[list[Segment], list[Segment]]:
@@ -239,23 +236,19 @@ class VirtioBlkDriver:
         yield ("virtqueue_kick_prepare", queue)
         if self.queues[queue].kick_prepare():
             self.kicks += 1
-            yield from self.transport.bus.notify(queue)
+            yield from self.transport.notify(queue)
 
     # -- up: interrupt, poll ---------------------------------------------------------------------------------------------
 
-    def interrupt(self) -> Steps:
-        """``vm_interrupt()``: read and acknowledge the causes before they are handled (§4.2.3.4), then serve them."""
+    def interrupt(self, vector: int = 0) -> Steps:
+        """The handler of an interrupt: the transport says what it was about (``vector``: which message, with MSI-X), then it is served."""
         self.interrupts += 1
-        yield ("vm_interrupt",)
-        bus = self.transport.bus
-        causes = (yield from bus.read(_INTERRUPT_STATUS)) & (_VRING | _CONFIG)
-        if causes:
-            yield from bus.write(_INTERRUPT_ACK, causes)
-        if causes & _CONFIG:
+        config, queues = yield from self.transport.interrupt(vector)
+        if config:
             yield from self._config_changed()
-        if causes & _VRING and not self.poll:
-            for queue, ring in enumerate(self.queues):
-                if ring.more_used():
+        if not self.poll:
+            for queue in queues:
+                if self.queues[queue].more_used():
                     yield from self.virtblk_done(queue)
 
     def virtblk_done(self, queue: int) -> Steps:

@@ -21,7 +21,7 @@ from ..peer.process import wait_or_kill
 from ..spec.virtio_mmio import Reg
 from ..trace.correlate import Correlator
 from ..trace.run import Run, TraceEvent
-from ..transport import MmioTransport
+from ..transport import InterruptStatus, MmioTransport
 from .base import Recipe, build_run, default_vcpus, deferred_interrupt, fresh, fresh_device, memory_bytes, not_simulated, real_engine
 from .live_device import (
     ACCESS,
@@ -271,7 +271,7 @@ class LiveVm:
         )
         self._close_device_ends()
 
-    def _interrupts(self, status: SharedInterruptStatus) -> Steps:
+    def _interrupts(self, status: InterruptStatus) -> Steps:
         """The guest's interrupt context; the call eventfd is its line."""
         while True:
             if not status.read():

@@ -14,8 +14,7 @@ from ..guest.virtio_blk import VirtioBlkDriver
 from ..iostack import IOStack
 from ..kvm import KvmBus, KvmInterrupt
 from ..ring import SplitDevice, SplitDriver
-from ..transport import MmioRegisters
-from ..transport.mmio import InterruptStatus
+from ..transport import InterruptStatus, MmioRegisters, MmioTransport
 from .fused import Solo, guest_interrupts, guest_task
 from .fused_drive import Hardware, host_interrupts
 from .fused_host import device_loop
@@ -26,7 +25,7 @@ from .untouched import Written
 __all__ = ["Choice", "choose", "fuse"]
 
 _WRITTEN = Written(
-    *(FioTask, IOStack, VirtioBlkDriver, SplitDriver, KvmBus, KvmInterrupt, MmioRegisters, InterruptStatus),
+    *(FioTask, IOStack, VirtioBlkDriver, SplitDriver, KvmBus, KvmInterrupt, MmioRegisters, MmioTransport, InterruptStatus),
     *(VirtioBlkDevice, SplitDevice, Simulated, NvmeDriver, Drive, ServiceTime),
 )
 _PLACED = ("on_notify", "on_interrupt")  # functions that the machine itself sets on the registers
@@ -42,7 +41,7 @@ class Choice(NamedTuple):
 
 def choose(vm: Any) -> Iterator[Choice]:
     """What each context of a machine that stands before its first I/O should run."""
-    rings, guest_parts = vm.driver.queues, (vm.iostack, vm.driver, vm._bus, vm.registers, vm.registers.interrupt)
+    rings, guest_parts = vm.driver.queues, (vm.iostack, vm.driver, vm.transport, vm._bus, vm.registers, vm.registers.interrupt)
     engine_parts = (vm.engine, vm._host_stack, vm._host_stack.driver)
     queues = vm.device.queues.values()
     drive = getattr(vm._host_stack.driver, "drive", None)

@@ -104,7 +104,7 @@ class VhostUserVm(LiveVm):
             raise
         self._closers.append(self.transport.close)
         self.driver.attach(self.pages, self.transport, self.iostack, queue_size=recipe.queue.size)
-        self._irq = self.loop.add("guest irq", self._interrupts(self.transport.bus.interrupt))  # type: ignore[arg-type]
+        self._irq = self.loop.add("guest irq", self._interrupts(self.transport.causes))
         self._channel = channel
         self.loop.watch(channel.fileno(), self._from_device)
 

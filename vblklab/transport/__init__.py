@@ -1,5 +1,7 @@
 """Transports: the driver's face and the device's register file."""
 
-from .mmio import Bus, InterruptStatus, Mmio, MmioRegisters, MmioTransport, RegisterDevice
+from .device_side import DeviceSide, InterruptStatus, RegisterDevice
+from .face import Transport
+from .mmio import Bus, Mmio, MmioRegisters, MmioTransport
 
-__all__ = ["Bus", "InterruptStatus", "Mmio", "MmioRegisters", "MmioTransport", "RegisterDevice"]
+__all__ = ["Bus", "DeviceSide", "InterruptStatus", "Mmio", "MmioRegisters", "MmioTransport", "RegisterDevice", "Transport"]

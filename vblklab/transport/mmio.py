@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..errors import BadAddress, VirtioError
-from ..memory import GuestMemory
-from ..ring import PackedDevice, PackedLayout, SplitDevice, SplitLayout
-from ..spec.virtio import Feature, Status
+from ..errors import VirtioError
+from ..ring import PackedLayout, SplitLayout
+from ..spec.virtio import Status
 from ..spec.virtio_mmio import MAGIC, VENDOR, VERSION_2, Interrupt, Reg
+from .device_side import DeviceSide
 
-__all__ = ["Bus", "InterruptStatus", "Mmio", "MmioRegisters", "MmioTransport", "RegisterDevice"]
+__all__ = ["Bus", "Mmio", "MmioRegisters", "MmioTransport"]
 
 Steps = Generator[Any, int, Any]
 # Plain ints for the registers of the data path: comparing enum members is slow in CPython.
 _QUEUE_NOTIFY, _INTERRUPT_STATUS, _INTERRUPT_ACK, _CONFIG = (
     int(reg) for reg in (Reg.QUEUE_NOTIFY, Reg.INTERRUPT_STATUS, Reg.INTERRUPT_ACK, Reg.CONFIG)
 )
-_DRIVER_OK = int(Status.DRIVER_OK)
-_DRIVER_BITS = int(Status.ACKNOWLEDGE | Status.DRIVER | Status.DRIVER_OK | Status.FEATURES_OK | Status.FAILED)
+_CAUSES = int(Interrupt.VRING | Interrupt.CONFIG)
 
 
 @dataclass(frozen=True)
@@ -41,89 +40,12 @@ class Bus(Protocol):
     def write(self, offset: int, value: int, size: int = 4) -> Steps: ...
 
 
-class RegisterDevice(Protocol):
-    """What a register file needs of the device behind it."""
-
-    device_id: int
-    num_queues: int
-    queue_size_max: int
-    driver_features: int  # set when FEATURES_OK is accepted: configuration space may be written from then on
-
-    def features(self) -> int: ...
-
-    def accepts(self, features: int) -> bool: ...
-
-    def read_config(self) -> bytes: ...
-
-    def write_config(self, offset: int, data: bytes) -> None: ...
-
-    def start(self, features: int, queues: dict[int, SplitDevice]) -> None: ...
-
-    def reset(self) -> None: ...
-
-
-class InterruptStatus:
-    """The InterruptStatus register: the device sets bits, the driver acknowledges them (§4.2.2)."""
-
-    def __init__(self) -> None:
-        self._bits = 0
-
-    def set(self, bits: int) -> None:
-        """Device side: these causes are pending."""
-        self._bits |= bits
-
-    def read(self) -> int:
-        """Driver side: the causes that are pending."""
-        return self._bits
-
-    def ack(self, bits: int) -> None:
-        """Driver side: these causes are being handled."""
-        self._bits &= ~bits
-
-
-class _QueueRegisters:
-    """What the driver wrote about one queue."""
-
-    def __init__(self) -> None:
-        self.size = 0
-        self.ready = False
-        self.addr = {"desc": 0, "avail": 0, "used": 0}
-
-
 _LOW = {Reg.QUEUE_DESC_LOW: "desc", Reg.QUEUE_DRIVER_LOW: "avail", Reg.QUEUE_DEVICE_LOW: "used"}
 _HIGH = {Reg.QUEUE_DESC_HIGH: "desc", Reg.QUEUE_DRIVER_HIGH: "avail", Reg.QUEUE_DEVICE_HIGH: "used"}
 
 
-class MmioRegisters:
-    """The device side.  Plain reads and writes; QueueNotify is delivered to ``on_notify(queue)``.
-
-    The machine sets ``on_notify``, ``on_interrupt`` (the line's level may have changed) and may replace ``interrupt``.
-    A reset with I/O in flight is asynchronous: Status keeps its value until the device calls ``reset_done`` (§2.4: the driver
-    waits until it reads 0).
-    """
-
-    def __init__(self, memory: GuestMemory, device: RegisterDevice) -> None:
-        self.memory = memory
-        self.device = device
-        self.interrupt = InterruptStatus()
-        self.on_notify: Callable[[int], None] = lambda queue: None
-        self.on_interrupt: Callable[[], None] = lambda: None
-        self.generation = 0
-        self.error: VirtioError | None = None
-        self._clear()
-
-    def _clear(self) -> None:
-        self.status: int = 0
-        self._resetting = False
-        self._device_sel = self._driver_sel = self._queue_sel = 0
-        self._driver_features = 0
-        self._queues = [_QueueRegisters() for _ in range(self.device.num_queues)]
-        self._live: dict[int, SplitDevice] = {}
-
-    @property
-    def driver_features(self) -> int:
-        """The features the driver accepted."""
-        return self._driver_features
+class MmioRegisters(DeviceSide):
+    """The device side.  Plain reads and writes; QueueNotify is delivered to ``on_notify(queue)``."""
 
     def read(self, offset: int, size: int = 4) -> int:
         """What the driver sees at ``offset``.  Registers answer 32-bit reads only; others and unknown ones read 0 (§4.2.2.2)."""
@@ -134,7 +56,7 @@ class MmioRegisters:
             return int.from_bytes(self.device.read_config()[start : start + size], "little")
         if size != 4:
             return 0
-        queue = self._queues[self._queue_sel] if self._queue_sel < len(self._queues) else None
+        queue = self._queue
         match offset:
             case Reg.MAGIC_VALUE:
                 return MAGIC
@@ -145,7 +67,7 @@ class MmioRegisters:
             case Reg.VENDOR_ID:
                 return VENDOR
             case Reg.DEVICE_FEATURES:
-                return (self.device.features() >> (32 * self._device_sel)) & 0xFFFFFFFF if self._device_sel < 2 else 0
+                return self._read_features()
             case Reg.QUEUE_SIZE_MAX:
                 return self.device.queue_size_max if queue is not None else 0
             case Reg.QUEUE_READY:
@@ -161,8 +83,7 @@ class MmioRegisters:
     def write(self, offset: int, value: int, size: int = 4) -> None:
         """The driver stores ``value``.  A store that the specification gives no meaning is ignored."""
         if offset == _QUEUE_NOTIFY and size == 4:
-            if value < len(self._queues) and self.status & _DRIVER_OK and not self._resetting:
-                self.on_notify(value)
+            self._notified(value)
             return
         if offset == _INTERRUPT_ACK and size == 4:
             self.interrupt.ack(value)
@@ -180,18 +101,16 @@ class MmioRegisters:
             case Reg.DRIVER_FEATURES_SEL:
                 self._driver_sel = value
             case Reg.DRIVER_FEATURES:
-                if self._driver_sel < 2 and not self.status & Status.FEATURES_OK:
-                    shift = 32 * self._driver_sel
-                    self._driver_features = self._driver_features & ~(0xFFFFFFFF << shift) | value << shift
+                self._write_features(value)
             case Reg.QUEUE_SEL:
                 self._queue_sel = value
             case _:
                 self._write_queue(offset, value)
 
     def _write_queue(self, offset: int, value: int) -> None:
-        if self._queue_sel >= len(self._queues):
+        queue = self._queue
+        if queue is None:
             return
-        queue = self._queues[self._queue_sel]
         if offset == Reg.QUEUE_READY:
             queue.ready = bool(value & 1)
             if not queue.ready:
@@ -201,83 +120,9 @@ class MmioRegisters:
         elif offset == Reg.QUEUE_SIZE:
             queue.size = value
         elif offset in _LOW:
-            name = _LOW[Reg(offset)]
-            queue.addr[name] = queue.addr[name] & ~0xFFFFFFFF | value
+            queue.set_low(_LOW[Reg(offset)], value)
         elif offset in _HIGH:
-            name = _HIGH[Reg(offset)]
-            queue.addr[name] = queue.addr[name] & 0xFFFFFFFF | value << 32
-
-    def _write_status(self, value: int) -> None:
-        if value == 0:
-            if not self.status:
-                self._clear()  # nothing runs; a reset still to come while Status reads 0 would wipe out what the driver does next
-            elif not self._resetting:
-                self._resetting = True
-                self.device.reset()
-            return
-        if self._resetting:
-            return
-        old = self.status
-        new = value & _DRIVER_BITS  # SUSPEND is not offered and NEEDS_RESET not the driver's
-        if new & Status.FEATURES_OK and not old & Status.FEATURES_OK and not self._features_fit():
-            new &= ~Status.FEATURES_OK  # the driver re-reads Status and finds its subset refused: §3.1.1
-        elif new & Status.FEATURES_OK:
-            self.device.driver_features = self._driver_features
-        self.status = int(old | new)
-        if new & Status.DRIVER_OK and not old & Status.DRIVER_OK:
-            self._start()
-
-    def _features_fit(self) -> bool:
-        driver = self._driver_features
-        return not driver & ~self.device.features() and bool(driver & Feature.VERSION_1) and self.device.accepts(driver)
-
-    def _start(self) -> None:
-        """DRIVER_OK: build the device halves of the ready queues, or ask for a reset if they cannot be."""
-        features = self._driver_features
-        event_idx, indirect = bool(features & Feature.EVENT_IDX), bool(features & Feature.INDIRECT_DESC)
-        if not self.status & Status.FEATURES_OK:
-            self.needs_reset(VirtioError("DRIVER_OK without FEATURES_OK", "3.1.1"))
-            return
-        queues: dict[int, Any] = {}
-        packed = features & Feature.RING_PACKED
-        try:
-            for number, q in enumerate(self._queues):
-                if not q.ready:
-                    continue
-                if q.size > self.device.queue_size_max:
-                    raise VirtioError(f"queue {number} of {q.size} entries, at most {self.device.queue_size_max}", "4.2.2")
-                bound = getattr(self.device, "chain_max", 0)
-                options: dict[str, Any] = dict(number=number, event_idx=event_idx, indirect=indirect, chain_max=bound)
-                if packed:
-                    queues[number] = PackedDevice(self.memory, PackedLayout(q.size, **q.addr), **options)
-                else:
-                    queues[number] = SplitDevice(self.memory, SplitLayout(q.size, **q.addr), **options)
-        except (VirtioError, BadAddress) as error:
-            self.needs_reset(error)
-            return
-        self._live = queues
-        self.device.start(features, queues)
-
-    def reset_done(self) -> None:
-        """The device has let go of guest memory: registers take their initial values, Status reads 0."""
-        self.interrupt.ack(0xFFFFFFFF)
-        self.error = None
-        self._clear()
-
-    def needs_reset(self, error: VirtioError) -> None:
-        """DEVICE_NEEDS_RESET, with a configuration change notification if the driver is running (§2.1.2)."""
-        self.error = error
-        self.status |= int(Status.NEEDS_RESET)
-        if self.status & Status.DRIVER_OK:
-            self.interrupt.set(Interrupt.CONFIG)
-            self.on_interrupt()
-
-    def config_changed(self) -> None:
-        """The device changed its configuration space: next generation and a notification (§2.5, §4.2.2)."""
-        self.generation += 1
-        if self.status & Status.DRIVER_OK:
-            self.interrupt.set(Interrupt.CONFIG)
-            self.on_interrupt()
+            queue.set_high(_HIGH[Reg(offset)], value)
 
 
 class MmioTransport:
@@ -285,6 +130,7 @@ class MmioTransport:
 
     def __init__(self, bus: Bus) -> None:
         self.bus = bus
+        self._queues: Sequence[int] = ()
 
     def probe(self, device_id: int) -> Steps:
         """Check magic, version and device type (§4.2.3.1.1); raises VirtioError."""
@@ -346,6 +192,27 @@ class MmioTransport:
             yield from bus.write(low, gpa & 0xFFFFFFFF)
             yield from bus.write(low + 4, gpa >> 32)
         yield from bus.write(Reg.QUEUE_READY, 1)
+
+    def find_vqs(self, layouts: Sequence[SplitLayout | PackedLayout], *, polled: bool = False) -> Steps:
+        """``vm_find_vqs()``: set queues 0, 1, … up; the one interrupt line serves them all, ``polled`` ones too."""
+        for queue, layout in enumerate(layouts):
+            yield from self.setup_queue(queue, layout)
+        self._queues = range(len(layouts))
+
+    def interrupt(self, vector: int = 0) -> Generator[Any, int, tuple[bool, Sequence[int]]]:
+        """``vm_interrupt()``: read and acknowledge the causes before they are handled (§4.2.3.4).
+
+        Returns whether the configuration changed, and the queues to look at.  There is one line: ``vector`` says nothing.
+        """
+        yield ("vm_interrupt",)
+        causes = (yield from self.bus.read(_INTERRUPT_STATUS)) & _CAUSES
+        if causes:
+            yield from self.bus.write(_INTERRUPT_ACK, causes)
+        return bool(causes & Interrupt.CONFIG), self._queues if causes & Interrupt.VRING else ()
+
+    def notify(self, queue: int) -> Steps:
+        """``vm_notify()``: the available buffer notification."""
+        return self.bus.notify(queue)
 
     def read_config(self, offset: int, length: int) -> Steps:
         """A field of ``length`` bytes by accesses of its width, 64 bits by two (§4.2.2.2), from one generation (§2.5.1)."""

@@ -7,15 +7,15 @@ the rings (``vhost_dev_start()``), and a reset stops them again.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from ..errors import VblkError, VhostUserError, VirtioError
-from ..ring import SplitLayout
+from ..ring import PackedLayout, SplitLayout
 from ..spec.vhost_user import F_PROTOCOL_FEATURES, ProtocolFeature
 from ..spec.virtio import Feature, Status
 from ..spec.virtio_blk import BlkFeature
-from ..spec.virtio_mmio import Interrupt, Reg
+from ..spec.virtio_mmio import Interrupt
 from ..transport import InterruptStatus
 from .channel import Channel, drive
 from .effects import Region
@@ -24,30 +24,7 @@ from .front_end import FrontEnd, Talk
 __all__ = ["VhostUserTransport"]
 
 Steps = Generator[Any, int, Any]
-_INTERRUPT_STATUS, _INTERRUPT_ACK = int(Reg.INTERRUPT_STATUS), int(Reg.INTERRUPT_ACK)
 _FLAGS = getattr(os, "EFD_NONBLOCK", 0) | getattr(os, "EFD_CLOEXEC", 0)
-
-
-class _Bus:
-    """Interrupt causes are kept on the driver's side; the doorbell is the ring's kick eventfd."""
-
-    def __init__(self) -> None:
-        self.interrupt = InterruptStatus()
-        self.kicks: dict[int, int] = {}
-
-    def read(self, offset: int, size: int = 4) -> Steps:
-        return self.interrupt.read() if offset == _INTERRUPT_STATUS else 0
-        yield
-
-    def write(self, offset: int, value: int, size: int = 4) -> Steps:
-        if offset == _INTERRUPT_ACK:
-            self.interrupt.ack(value)
-        return
-        yield
-
-    def notify(self, queue: int) -> Steps:
-        yield ("vm_notify", queue)
-        os.eventfd_write(self.kicks[queue], 1)
 
 
 class VhostUserTransport:
@@ -62,12 +39,13 @@ class VhostUserTransport:
     ) -> None:
         self.channel = channel
         self.front_end = FrontEnd()
-        self.bus = _Bus()
+        self.causes = InterruptStatus()
+        self._kicks: dict[int, int] = {}
         self._regions = regions
         self._polled = polled
         self._watch_call = watch_call
         self._queue_size = queue_size
-        self._layouts: dict[int, SplitLayout] = {}
+        self._layouts: dict[int, SplitLayout | PackedLayout] = {}
         self._running: set[int] = set()
         self._eventfds: list[int] = []
         self._status = 0
@@ -141,11 +119,28 @@ class VhostUserTransport:
         return self._queue_size if queue < self.front_end.queues else 0
         yield
 
-    def setup_queue(self, queue: int, layout: SplitLayout) -> Steps:
+    def setup_queue(self, queue: int, layout: SplitLayout | PackedLayout) -> Steps:
         """Remember where the ring lies; it starts with DRIVER_OK."""
         self._layouts[queue] = layout
         return
         yield
+
+    def find_vqs(self, layouts: Sequence[SplitLayout | PackedLayout], *, polled: bool = False) -> Steps:
+        """Remember where queues 0, 1, … lie."""
+        for queue, layout in enumerate(layouts):
+            yield from self.setup_queue(queue, layout)
+
+    def interrupt(self, vector: int = 0) -> Generator[Any, int, tuple[bool, Sequence[int]]]:
+        """What the calls and the back-end's own messages were about; a call does not say of which ring it is."""
+        yield ("vm_interrupt",)
+        causes = self.causes.read()
+        self.causes.ack(causes)
+        return bool(causes & Interrupt.CONFIG), tuple(self._layouts) if causes & Interrupt.VRING else ()
+
+    def notify(self, queue: int) -> Steps:
+        """The doorbell is the ring's kick eventfd."""
+        yield ("vm_notify", queue)
+        os.eventfd_write(self._kicks[queue], 1)
 
     def read_config(self, offset: int, length: int) -> Steps:
         """A field of configuration space, read with all before it: libvhost-user ignores the offset of GET_CONFIG."""
@@ -167,9 +162,9 @@ class VhostUserTransport:
             self._talk(front_end.set_memory(self._regions))
             self._told_memory = True
         for queue, layout in self._layouts.items():
-            kick = self.bus.kicks.get(queue)
+            kick = self._kicks.get(queue)
             if kick is None:
-                kick = self.bus.kicks[queue] = self._eventfd()
+                kick = self._kicks[queue] = self._eventfd()
             call = None if self._polled else self._eventfd()
             if call is not None:
                 self._watch_call(queue, call)
@@ -188,7 +183,7 @@ class VhostUserTransport:
 
     def interrupted(self) -> None:
         """A call eventfd was written."""
-        self.bus.interrupt.set(Interrupt.VRING)
+        self.causes.set(Interrupt.VRING)
 
     def backend_said(self, own: Channel) -> None:
         """Something came on the back-end's own channel; a configuration change becomes an interrupt."""
@@ -199,7 +194,7 @@ class VhostUserTransport:
             if answer is not None:
                 own.send(answer)
             if name == "CONFIG_CHANGE_MSG":
-                self.bus.interrupt.set(Interrupt.CONFIG)
+                self.causes.set(Interrupt.CONFIG)
 
     def close(self) -> None:
         """Stop the rings so that the back-end lets go of memory, then hang up."""
