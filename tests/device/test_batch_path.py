@@ -116,7 +116,7 @@ rounds = st.lists(
 class Bench:
     """A device on one of the paths, over its own memory and its own disk."""
 
-    def __init__(self, path: str, store: Any, features: int, start: int, inflight: bool = False, cut: int = 0) -> None:
+    def __init__(self, path: str, store: Any, features: int, start: int, inflight: bool = False, cut: int = 0, top: int = 0) -> None:
         self.board = Board(vb.VirtioBlkDevice(), store=store, memory_bytes=1 << 18)
         device, memory = self.board.device, self.board.memory
         if path != "plain":
@@ -126,7 +126,8 @@ class Bench:
         self.ring.publish(start)
         self.ring.put("H", self.ring.used_at + 2, start)
         self.record = Record() if inflight else None
-        regions = [(0, memory.bytes[:cut]), (cut, memory.bytes[cut:])] if cut else [(0, memory.bytes)]
+        regions = [(0, memory.bytes[:cut]), (top or cut, memory.bytes[cut:])] if cut else [(0, memory.bytes)]
+        self.cut, self.lift = cut, top - cut if top else 0
         self.queue = SplitDevice(
             GuestMemory.of_regions(regions),
             SplitLayout(SIZE, self.ring.desc_at, self.ring.avail_at, self.ring.used_at),
@@ -174,7 +175,7 @@ class Bench:
             pieces.append((place, length, writes))
             place += length % 0x700 + 16
         pieces.append((at + 0x40, each.status, WRITE))
-        pieces = self.spoiled(each.spoil, pieces)
+        pieces = self.spoiled(each.spoil, [(self.gpa(place), length, flags) for place, length, flags in pieces])
         if each.indirect or len(pieces) > SIZE:
             table = at + SLOT - 0x100
             ring.table(table, pieces)
@@ -186,7 +187,7 @@ class Bench:
             elif each.spoil == "nested":
                 ring.put("H", table + 12, INDIRECT | NEXT)
             length += {"odd table": 3, "no table": -length}.get(each.spoil, 0)
-            ring.desc(slot % SIZE, table, length, INDIRECT | (NEXT if each.spoil == "next too" else 0), 0)
+            ring.desc(slot % SIZE, self.gpa(table), length, INDIRECT | (NEXT if each.spoil == "next too" else 0), 0)
             return slot % SIZE
         slots = [(slot + i) % SIZE for i in range(len(pieces))]
         head = ring.chain(pieces, slots)
@@ -195,6 +196,10 @@ class Bench:
         elif each.spoil == "link":
             ring.put("H", ring.desc_at + 16 * slots[0] + 14, 200)
         return head
+
+    def gpa(self, at: int) -> int:
+        """The guest-physical address of what lies at ``at`` in the buffer."""
+        return at + self.lift if at >= self.cut else at
 
     def spoiled(self, spoil: str, pieces: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
         if spoil == "empty":
@@ -404,6 +409,16 @@ def test_heads_of_a_device_that_died_are_served_first(path: str) -> None:
     bench.board.machine.run()
     assert [head for head, _ in bench.ring.used()] == [heads[2], heads[0]]
     assert (queue.last_avail_idx, queue.in_flight) == (2, 0)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("top", [(1 << 63) - (1 << 18), (1 << 63) - 4096, 1 << 63, (1 << 64) - (1 << 18)])
+def test_guest_memory_may_lie_anywhere_in_64_bits(top: int, path: str) -> None:
+    """The compiled loop counts in 63 bits: memory above them is the steps' work."""
+    bench = Bench(path, RamStore(SECTORS << 9), F_EVENT_IDX | F_INDIRECT | F_FLUSH, 0, cut=DATA_AT, top=top)
+    bench.play(USUAL)
+    assert bench.board.device.broken is None and bench.queue.used_idx == len(USUAL.buffers)
+    assert [bench.board.memory.bytes[DATA_AT + i * SLOT + 0x40] for i in range(len(USUAL.buffers))] == [0] * len(USUAL.buffers)
 
 
 @pytest.mark.parametrize("step", [step.name for step in vb.VirtioBlkDevice.STEPS])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import vblklab as vb
 from tests.peers import chromium, why_not
 from vblklab.lab import doctor
 from vblklab.lab.doctor import Capabilities, Finding, Rung, capabilities
@@ -53,10 +54,16 @@ def test_the_live_rung_is_there_where_the_machine_boots(here: Capabilities) -> N
     assert here[2].available == (not live_missing())
 
 
-@pytest.mark.parametrize("number", [1, 4])
-def test_a_rung_without_a_machine_class_is_never_available(here: Capabilities, number: int) -> None:
-    assert not here[number].available
-    assert here[number].line.startswith("this version of vblklab does not use it yet; ")
+def test_a_rung_without_a_machine_class_is_never_available(here: Capabilities) -> None:
+    assert not here[4].available
+    assert here[4].line.startswith("this version of vblklab does not use it yet; ")
+
+
+def test_the_recordings_it_names_are_there(here: Capabilities) -> None:
+    names = re.findall(r"[\w-]+", here[1].why.partition(":")[2])
+    assert here[1].available and names
+    for name in names:
+        assert vb.recorded(name).rung == "L1 recorded"
 
 
 def test_what_is_not_available_says_why(here: Capabilities) -> None:
@@ -99,12 +106,12 @@ def test_the_system_line_names_python_and_packages(here: Capabilities) -> None:
 # -- machines that lack something --------------------------------------------------------------------------------------------
 
 
-def test_without_linux_only_the_simulator_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_linux_the_simulator_and_the_recordings_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "live_missing", lambda: "the live machine needs Linux (this is plan9); SimMachine, rung L0, works here")
     rungs = capabilities()
-    assert [rung.name for rung in rungs if rung.available] == ["L0"]
+    assert [rung.name for rung in rungs if rung.available] == ["L0", "L1"]
     assert rungs[2].line.startswith("the live machine needs Linux (this is plan9); SimMachine, rung L0, works here. To gain it: Linux")
-    assert rungs.verdict.startswith("This machine offers L0 (simulated). ")
+    assert rungs.verdict.startswith("This machine offers L0 (simulated) and L1 (recorded traces). ")
 
 
 @pytest.mark.skipif(bool(live_missing()), reason="needs eventfd")

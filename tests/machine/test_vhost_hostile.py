@@ -316,3 +316,18 @@ def test_very_many_random_messages(unharmed: Served) -> None:
     for begin in range(1000, 31_000, 1000):
         fuzz(unharmed, range(begin, begin + 1000))
         unharmed.take_log()
+
+
+class TakesNothing(vb.VirtioBlkDevice):
+    def pop(self, queue):  # type: ignore[no-untyped-def]
+        return None
+
+
+@pytest.mark.parametrize("where", ["process", "thread"])
+def test_a_device_that_takes_no_buffer_still_answers_and_can_be_closed(where: str) -> None:
+    with vb.serve(TakesNothing(), vb.Ram(SIZE), where=where) as served, RawFrontEnd(served) as front:
+        front.connect()
+        a_read(front)
+        while not served.counters()["kicks"]:
+            pass
+        assert served.counters()["requests"] == 0

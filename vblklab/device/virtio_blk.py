@@ -233,11 +233,13 @@ class VirtioBlkDevice(BlkConfig):
         queue = self.queues[number]
         try:
             yield ("virtio_queue_notify", number)
+            idle = 0
             while self.queues.get(number) is queue:
                 if queue.notification:
                     queue.set_notification(False)
+                idle += 1
                 while self.queues.get(number) is queue and (yield from self.serve_one(queue)):
-                    pass
+                    idle = 0
                 if self.engine.batch:
                     yield from self.engine.flush()
                 yield ("virtio_queue_empty", number)
@@ -249,6 +251,8 @@ class VirtioBlkDevice(BlkConfig):
                     self._again.discard(number)
                 elif queue.recheck():
                     break
+                if idle > 1:  # there is a buffer, and a learner's pop does not take it
+                    yield Wait(0)
         except VirtioError as error:
             self.failed(number, error)
             yield from self.engine.flush()

@@ -22,6 +22,8 @@ from .inline import Image, PythonDrain
 
 __all__ = ["CompiledDrain", "compiled_missing", "drain_of", "loop"]
 
+_INT64_MAX = (1 << 63) - 1
+
 
 def compiled_missing() -> str:
     """Why there is no compiled loop here, or nothing."""
@@ -92,7 +94,8 @@ class CompiledDrain:
         state = memoryview(words.data)  # an item of it costs half of the array's
         scratch = np.zeros(k.SEGMENTS * 2, np.int64)
         iov = np.zeros(k.SEGMENTS * 2, np.int64)
-        regions = [(start, end, address(view)) for start, end, view in queue._memory.regions]
+        # The loop counts in int64: what lies higher it does not find, and the steps do.
+        regions = [(start, end, address(view)) for start, end, view in queue._memory.regions if end <= _INT64_MAX]
         regions.sort(key=lambda region: region[0] - region[1])
         places = np.array(regions, np.int64).reshape(-1)
         state[k.DESC_TABLE], state[k.AVAIL], state[k.USED] = address(queue._desc), address(queue._avail), address(queue._used)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .._version import __version__
+from ..machine.guest_run import recordings
 from ..machine.live import live_missing
 
 __all__ = ["Capabilities", "Finding", "Rung", "capabilities", "doctor"]
@@ -70,7 +71,8 @@ class Capabilities(list[Rung]):
     def verdict(self) -> str:
         """Which rungs are left, in one sentence."""
         here = [f"{rung.name} ({rung.title})" for rung in self if rung.available]
-        return f"This machine offers {' and '.join(here) or 'no rung'}. Every lab can be finished on L0."
+        *most, last = here or ["no rung"]
+        return f"This machine offers {', '.join(most)}{' and ' if most else ''}{last}. Every lab can be finished on L0."
 
     def _lines(self) -> Iterator[tuple[Finding, str, str]]:
         for rung in self:
@@ -141,7 +143,11 @@ def _simulated() -> Rung:
 
 
 def _recorded() -> Rung:
-    return Rung("L1", False, "it has no importers yet, and needs nothing of this machine", title="recorded traces", used=False)
+    names = recordings()
+    title = "recorded traces"
+    if not names:  # pragma: no cover - they are files of the package
+        return Rung("L1", False, "the package's recordings are missing", "install vblklab again", title=title)
+    return Rung("L1", True, f"vb.recorded() shows real Linux guests that were recorded elsewhere: {', '.join(names)}", title=title)
 
 
 def _live() -> Rung:

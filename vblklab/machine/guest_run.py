@@ -20,7 +20,7 @@ from ..trace.guest import Joined
 from ..trace.recording import GuestRecording
 from ..trace.run import Run
 
-__all__ = ["GuestRun", "job_stats", "recorded"]
+__all__ = ["GuestRun", "job_stats", "recorded", "recordings"]
 
 _FOLDER, _FORM = "recorded", 1
 _TRACE_KEPT = 50_000
@@ -100,13 +100,17 @@ class GuestRun:
             raise TraceError(f"recording {str(path)!r} cannot be read: {why}", "give a file that LinuxVm.save() wrote") from None
 
 
+def recordings() -> dict[str, Path]:
+    """The package's own recordings: name to file."""
+    return {path.name.removesuffix(".run.gz"): path for path in sorted((DATA / _FOLDER).glob("*.run.gz"))}
+
+
 def recorded(name: str | Path) -> Run:
     """A run that was recorded on another machine (rung L1): one of vblklab's own by name, or a file of ``LinuxVm.save()`` by path.
 
     ConfigError lists the names for one that is not there.
     """
-    folder = DATA / _FOLDER
-    own = {path.name.removesuffix(".run.gz"): path for path in sorted(folder.glob("*.run.gz"))}
+    own = recordings()
     path = own.get(str(name), Path(name))
     if not path.is_file():
         raise ConfigError(f"no recording {str(name)!r}", f"there are {', '.join(own)}, or give the path of a file")

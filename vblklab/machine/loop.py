@@ -20,6 +20,7 @@ clock = time.perf_counter_ns
 _FIRST = 60_000  # log entries that are always kept, about 3,000 I/Os
 _MOST = 300_000
 _LONGEST_SPIN_NS = 1_000_000
+_IDLE = ("wait",)
 
 
 class LiveContext:
@@ -125,6 +126,8 @@ class LiveLoop:
             if call is not None:  # a call before it may have unwatched it
                 call()
         now = clock()
+        if events and idle and timeout and self.log is not None:
+            self._note(now, -1, _IDLE)
         for context in self.contexts:
             if context.deadline_ns is not None and context.deadline_ns <= now:
                 context.deadline_ns = None
@@ -192,6 +195,8 @@ class LiveLoop:
                             self._declared(ev, context)
                 elif ev is WAIT:
                     if not context.notified:
+                        if keep is not None:
+                            keep((clock(), number, _IDLE))
                         return
                     context.notified = False
                     argument = clock()
@@ -202,6 +207,8 @@ class LiveLoop:
                         context.notified = True  # gives way, then goes on
                     else:
                         context.deadline_ns = ev.until_ns
+                        if keep is not None:
+                            keep((clock(), number, _IDLE))
                     return
                 else:
                     raise ConfigError(f"{context.name} yielded {ev!r}", "yield a trace point (a tuple), WAIT or Wait(until_ns)")

@@ -16,7 +16,8 @@ from ..kvm import KvmBus, KvmInterrupt
 from ..ring import SplitDevice, SplitDriver
 from ..transport import InterruptStatus, MmioRegisters, MmioTransport
 from .fused import Solo, guest_interrupts, guest_task
-from .fused_host import Hardware, device_loop, host_interrupts
+from .fused_drive import Hardware, host_interrupts
+from .fused_host import device_loop
 from .fused_solo import solo_path
 from .sched import Context, Fused
 from .untouched import Written
