@@ -131,7 +131,7 @@ def test_polled_queues_interrupt_nobody() -> None:
         ("intx", vb.Pci(vectors=3), "leave vectors out"),
     ],
 )
-@pytest.mark.parametrize("machine", [vb.SimMachine])
+@pytest.mark.parametrize("machine", [vb.SimMachine, vb.LiveMachine, vb.VhostUserMachine])
 def test_what_cannot_be_is_refused_with_the_remedy(machine: Any, call: str, transport: Any, remedy: str) -> None:
     with pytest.raises(vb.ConfigError, match=remedy):
         recipe(call=call, transport=transport).boot(machine())

@@ -42,8 +42,10 @@ def check_wire(kvm: Kvm, transport: Any) -> None:
         raise ConfigError(what, f"{reason}: use vectors=2 or more, or call='intx'")
 
 
-def vectors_of(kvm: Kvm, transport: Pci) -> int | None:
-    """The size of the MSI-X table that the device gets; without one there is only the line."""
+def vectors_of(kvm: Kvm, transport: Any) -> int | None:
+    """The size of the MSI-X table that the device gets; without one there is only the line.  None is one a queue and one more."""
+    if not isinstance(transport, Pci):
+        return 0
     return (transport.vectors or 0) if kvm.call == "intx" else transport.vectors
 
 
