@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from .peer.storage_daemon import StorageDaemon
     from .pipeline import Packed, Pipeline, Split
     from .trace.run import Run
-    from .transport import Mmio
+    from .transport import Mmio, Pci
     from .view import compare, explore, export, lanes, latency, path_map, waterfall
 
 _WHERE = {
@@ -74,6 +74,7 @@ _WHERE = {
     "NotHere": "errors",
     "Nvme": "disk",
     "Packed": "pipeline",
+    "Pci": "transport",
     "Pipeline": "pipeline",
     "QemuDisk": "peer",
     "QueueFull": "errors",
