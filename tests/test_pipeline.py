@@ -91,7 +91,7 @@ def test_an_option_that_cannot_be_names_itself_and_the_remedy(make: Callable[[],
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"queue": vb.Split(2), "device": vb.VirtioBlkDevice(indirect=False)}, "a queue of 2 entries without INDIRECT_DESC"),
+        ({"queue": vb.Split(2), "device": vb.VirtioBlkDevice(indirect=False)}, "a queue of 2 entries"),
         ({"app": vb.Fio(bs=512), "device": vb.VirtioBlkDevice(block_size=4096)}, "on a disk of 4096-byte blocks: use multiples of 4096"),
         ({"app": vb.Fio(rw="randwrite"), "device": vb.VirtioBlkDevice(read_only=True)}, "on a read-only disk"),
         ({"app": vb.Fio(rw="randtrim"), "device": vb.VirtioBlkDevice(discard=False)}, "does not discard: use a device with discard=True"),

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .events import EVENTS, STEPS, WAIT, Wait, event
     from .guest.fio import Fio
     from .guest.virtio_blk import VirtioBlkDriver
+    from .interleave import schedules
     from .iostack import IOStack
     from .kvm import Kvm
     from .lab.chapter_08 import linux_on, linux_run, scratch_image
@@ -111,6 +112,7 @@ _WHERE = {
     "path_map": "view",
     "recorded": "machine.guest_run",
     "scratch_image": "lab.chapter_08",
+    "schedules": "interleave",
     "serve": "machine.serve",
     "waterfall": "view",
     "words": "lab.words",
