@@ -20,7 +20,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"transport", "iostack", "device", "guest"}),
     frozenset({"engine", "disk", "kvm", "vhost", "peer"}),
     frozenset({"trace"}),
-    frozenset({"machine"}),
+    frozenset({"machine", "interleave"}),
     frozenset({"pipeline"}),
     frozenset({"view"}),
     frozenset({"lab"}),

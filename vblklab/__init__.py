@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .events import EVENTS, STEPS, WAIT, Wait, event
     from .guest.fio import Fio
     from .guest.virtio_blk import VirtioBlkDriver
+    from .interleave import schedules
     from .iostack import IOStack
     from .kvm import Kvm
     from .lab.chapter_08 import linux_on, linux_run, scratch_image
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from .pipeline import Packed, Pipeline, Split
     from .trace.film import Film, film
     from .trace.run import Run
-    from .transport import Mmio
+    from .transport import Mmio, Pci
     from .view import compare, explore, export, lanes, latency, path_map, waterfall
 
 _WHERE = {
@@ -75,6 +76,7 @@ _WHERE = {
     "NotHere": "errors",
     "Nvme": "disk",
     "Packed": "pipeline",
+    "Pci": "transport",
     "Pipeline": "pipeline",
     "QemuDisk": "peer",
     "QueueFull": "errors",
@@ -113,6 +115,7 @@ _WHERE = {
     "path_map": "view",
     "recorded": "machine.guest_run",
     "scratch_image": "lab.chapter_08",
+    "schedules": "interleave",
     "serve": "machine.serve",
     "waterfall": "view",
     "words": "lab.words",

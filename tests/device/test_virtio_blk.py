@@ -304,6 +304,7 @@ def test_5_2_6_the_status_byte_and_the_data_lie_in_memory_before_used_idx_moves(
     assert (0, True, True) in seen, "between the status byte and used.idx lies a trace point"
 
 
+@pytest.mark.clause("SPLIT-DEV-016", "SPLIT-DEV-017")
 @pytest.mark.parametrize(
     ("kind", "framing", "status", "used"),
     [
@@ -329,12 +330,14 @@ def test_2_7_8_2_the_used_length_is_what_was_written_without_a_gap_from_the_firs
     assert 0xEE not in (data + bytes([got]))[:length]
 
 
+@pytest.mark.clause("SPLIT-DEV-016", "SPLIT-DEV-017")
 def test_2_7_8_2_a_failed_read_claims_no_data() -> None:
     board = Board().boot()
     board.store.fail["readv"] = errno.EIO
     assert board.request(IN, 0, room=4096)[:2] == (IOERR, 0)
 
 
+@pytest.mark.clause("PACKED-DEV-004", "SPLIT-DEV-003")
 def test_2_7_5_1_device_readable_memory_is_never_written(board: Board) -> None:
     for kind, sector, data in ((OUT, 4, pattern(1024)), (DISCARD, 0, ranges((1, 1, 0))), (99, 0, pattern(64)), (FLUSH, 0, pattern(64))):
         pieces = board.pieces(kind, sector, data=data, cuts=[300])
@@ -347,6 +350,7 @@ def test_2_7_5_1_device_readable_memory_is_never_written(board: Board) -> None:
 # -- framing -------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause("SPLIT-DEV-001")
 @pytest.mark.parametrize("cuts", [[1], [5, 6], [5, 5, 6, 512], [16, 512, 1], [15, 2], [529], [3, 700], [17, 4096]], ids=str)
 @pytest.mark.parametrize("indirect", [False, True])
 def test_2_7_4_1_any_framing_gives_the_same_result(cuts: list[int], indirect: bool) -> None:
@@ -374,6 +378,7 @@ def test_2_7_4_1_any_framing_gives_the_same_result(cuts: list[int], indirect: bo
     assert send(board.pieces(77, data=bytes(9), room=9, cuts=cuts))[1][-1] == UNSUPP
 
 
+@pytest.mark.clause("SPLIT-DEV-001")
 @given(
     kind=st.sampled_from([IN, OUT, GET_ID, WRITE_ZEROES, FLUSH]),
     sectors=st.integers(1, 3),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
 
 from ..errors import ConfigError, QueueFull, VirtioError
@@ -111,7 +112,7 @@ class VirtioBlkDriver:
         yield from transport.add_status(Status.DRIVER)
         try:
             offered = yield from transport.device_features()
-            self.features = offered & int(self.allowed)
+            self.features = offered & (int(self.allowed) | transport.features)
             if self.packed:
                 if not offered & Feature.RING_PACKED:
                     raise VirtioError("the recipe's queue is packed, and the device does not offer RING_PACKED", "2.8")
@@ -136,7 +137,7 @@ class VirtioBlkDriver:
         if block < 512 or block & (block - 1):
             raise VirtioError(f"blk_size {block}", "5.2.4")
         self.limits = Limits(
-            max_segments=max(1, min(seg_max, self.queue_size - 2) if not has & Feature.INDIRECT_DESC else seg_max),
+            max_segments=max(1, seg_max),
             max_segment_bytes=size_max or 0xFFFFFFFF,
             max_discard_sectors=max_discard,
             max_write_zeroes_sectors=max_zeroes,
@@ -157,16 +158,20 @@ class VirtioBlkDriver:
 
     def _find_queues(self) -> Steps:
         """Set up the rings and, once, a request slot per tag: header and status live in guest memory, like Linux's pdu."""
-        indirect = self.limits.max_segments + 2 if self.features & Feature.INDIRECT_DESC else 0
         first = not self.queues
+        sizes = []
         for number in range(self.num_queues):
             most = yield from self.transport.queue_size_max(number)
             if not most:
                 raise VirtioError(f"queue {number} does not exist although num_queues is {self.num_queues}", "4.2.3.2")
-            size = min(self.queue_size, most)
-            if size < 3 and not indirect:
-                raise ConfigError(f"a queue of {size} entries without INDIRECT_DESC", "a request needs 3 descriptors")
-            event_idx = bool(self.features & Feature.EVENT_IDX)
+            sizes.append(min(self.queue_size, most))
+        least = min(sizes)
+        if least < 3:  # a chain is never longer than its queue, in a table or not: §2.7.5.3.1
+            raise ConfigError(f"a queue of {least} entries", "a request needs 3 descriptors")
+        self.limits = replace(self.limits, max_segments=min(self.limits.max_segments, least - 2))
+        indirect = self.limits.max_segments + 2 if self.features & Feature.INDIRECT_DESC else 0
+        event_idx = bool(self.features & Feature.EVENT_IDX)
+        for number, size in enumerate(sizes):
             old = None if first else self.queues[number]
             if old is not None and (old.size, old.indirect_segments) == (size, indirect):
                 ring = self.queues[number] = old.renew(event_idx=event_idx)
@@ -295,6 +300,8 @@ class VirtioBlkDriver:
                 return
             rq: Request = got[0]  # type: ignore[assignment]
             status = memory[rq.pdu[1] - base]
+            if not status and rq.op == _READ and got[1] < rq.length:
+                status = _STATUS_UNWRITTEN  # nothing is known of the data behind the used length: §2.7.8.2
             yield ("virtqueue_get_buf", rq.key)
             yield from complete(rq, _ERRNO_OF.get(status, errno.EIO) if status else 0)
 
