@@ -32,7 +32,7 @@ def strip(film: Film, frames: Sequence[int] | None = None) -> go.Figure:
     draft = style.Draft()
     top = 0.0
     texts: list[Text] = []
-    for part in (*(panel(film, number) for number in numbers), key_row(film[0].shot.packed)):
+    for part in (*(panel(film, number) for number in numbers), key_row(film)):
         _add(draft, part, top, texts)
         top += part.height + _GAP
     _texts(draft, texts)
