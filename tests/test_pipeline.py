@@ -60,8 +60,8 @@ def test_an_unknown_part_is_refused_with_the_names_of_the_parts(name: str) -> No
     ("make", "message"),
     [
         (lambda: vb.Kvm(kick="hypercall"), "kvm kick='hypercall': choose ioeventfd or mmio-exit"),
-        (lambda: vb.Kvm(call="msi"), "msi needs virtio-pci"),
-        (lambda: vb.Kvm(call="smoke"), "kvm call='smoke': choose irqfd or intx"),
+        (lambda: vb.Pci(vectors=-1), "pci vectors=-1: use 0 to 2048"),
+        (lambda: vb.Kvm(call="smoke"), "kvm call='smoke': choose irqfd, msi or intx"),
         (lambda: vb.Kvm(vcpus=0), "kvm vcpus=0: use 1 to 64"),
         (lambda: vb.Kvm(kick="mmio-exit", iothread=True), "an iothread is woken by an ioeventfd"),
         (lambda: vb.Split(100), "queue size 100: a split virtqueue takes a power of two"),

@@ -112,7 +112,7 @@ class VirtioBlkDriver:
         yield from transport.add_status(Status.DRIVER)
         try:
             offered = yield from transport.device_features()
-            self.features = offered & int(self.allowed)
+            self.features = offered & (int(self.allowed) | transport.features)
             if self.packed:
                 if not offered & Feature.RING_PACKED:
                     raise VirtioError("the recipe's queue is packed, and the device does not offer RING_PACKED", "2.8")
