@@ -156,6 +156,7 @@ def test_6_1_a_feature_that_the_driver_does_not_know_is_never_accepted(extra: in
     assert board.registers.driver_features == Feature.VERSION_1 | Feature.EVENT_IDX
 
 
+@pytest.mark.clause("BASIC-DRV-046")
 def test_the_allow_list_bounds_what_is_accepted() -> None:
     board = Board(features=int(Feature.INDIRECT_DESC)).probe()
     assert board.registers.driver_features == Feature.VERSION_1 | Feature.INDIRECT_DESC
@@ -172,6 +173,7 @@ class Refuses(Quiet):
         return False
 
 
+@pytest.mark.clause("BASIC-DRV-011", "BASIC-DRV-034", "BASIC-DRV-047")
 @pytest.mark.parametrize(
     ("device", "message"),
     [
@@ -469,6 +471,7 @@ def test_2_1_2_device_needs_reset_ends_what_is_in_flight_with_eio_and_a_restart_
     assert run.jobs[0].error == errno.EIO
 
 
+@pytest.mark.clause("BASIC-DRV-004")
 def test_device_needs_reset_ends_requests_that_wait_for_room_too() -> None:
     board = Board(Quiet(indirect=False), size=4).probe()
     for io in (1, 2, 3):
@@ -531,6 +534,7 @@ def test_5_2_4_a_capacity_change_reaches_the_driver_and_the_new_sectors_serve() 
     assert (vm.driver.capacity_sectors, vm.driver.capacity_changes) == (4096, 1)
 
 
+@pytest.mark.clause("BASIC-DRV-014", "BASIC-DRV-016")
 def test_2_5_1_capacity_is_read_from_one_generation() -> None:
     board = Board().probe()
     reads = 0
