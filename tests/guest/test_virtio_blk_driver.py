@@ -231,6 +231,7 @@ def test_5_2_4_without_indirect_a_request_never_has_more_segments_than_the_queue
 # -- requests --------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause("BLK-DRV-008", "BLK-DRV-009", "BLK-DRV-011", "BLK-DRV-012", "BLK-DRV-018")
 @pytest.mark.parametrize("indirect", [True, False])
 @pytest.mark.parametrize(
     ("op", "kind", "sector", "flags"),
@@ -526,6 +527,7 @@ def test_a_restart_in_mid_run_ends_every_io_exactly_once(seed: int) -> None:
 # -- configuration -------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause("BLK-DRV-005")
 def test_5_2_4_a_capacity_change_reaches_the_driver_and_the_new_sectors_serve() -> None:
     vm = vb.Pipeline(app=_jobs(number_ios=20, size=None), disk=vb.Ram(1 << 20)).boot(vb.SimMachine())
     assert vm.driver.capacity_sectors == 2048
@@ -553,6 +555,7 @@ def test_2_5_1_capacity_is_read_from_one_generation() -> None:
     assert board.driver.capacity_sectors == 0x1_0000_0001
 
 
+@pytest.mark.clause("BLK-DRV-016")
 def test_5_2_5_the_cache_mode_is_switched_through_the_configuration_space() -> None:
     board = Board().probe()
     finish(board.driver.set_write_cache(False))
