@@ -112,9 +112,13 @@ class VirtioBlkDriver:
     # -- probe -----------------------------------------------------------------------------------------------------------
 
     def probe(self) -> Steps:
-        """The initialisation handshake of §3.1.1 and ``virtblk_probe()``; raises VirtioError and sets FAILED if it cannot."""
+        """The initialisation handshake of §3.1.1 and ``virtblk_probe()``; raises VirtioError and sets FAILED if it cannot.
+
+        Where no device is, it does nothing: ``queues`` stays empty.
+        """
         transport = self.transport
-        yield from transport.probe(DEVICE_ID_BLOCK)
+        if (yield from transport.probe(DEVICE_ID_BLOCK)):
+            return
         yield from transport.reset()
         yield from transport.add_status(Status.ACKNOWLEDGE)
         yield from transport.add_status(Status.DRIVER)
