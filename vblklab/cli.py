@@ -51,7 +51,8 @@ then:
 _SETTINGS = """\
 parts for --set (it may be given more than once):
   kvm.kick=mmio-exit       ioeventfd or mmio-exit
-  kvm.call=intx            irqfd or intx
+  kvm.call=intx            irqfd, intx, or msi with transport=pci
+  transport=pci            mmio or pci; transport.vectors=2
   queue=128                entries of each virtqueue
   device.queues=2          virtqueues; device.write_cache, device.read_only, …
   driver.poll=true         poll for completions instead of interrupts
