@@ -24,9 +24,10 @@ __all__ = ["Packed", "Pipeline", "Split"]
 
 @dataclass(frozen=True)
 class Split:
-    """The ``queue`` part: split virtqueues of ``size`` entries."""
+    """The ``queue`` part: split virtqueues of ``size`` entries; with ``in_order`` the device offers VIRTIO_F_IN_ORDER."""
 
     size: int = 256
+    in_order: bool = False
     packed = False
 
     def __post_init__(self) -> None:
@@ -35,9 +36,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Packed:
-    """The ``queue`` part: packed virtqueues of ``size`` descriptors; the device then offers VIRTIO_F_RING_PACKED."""
+    """The ``queue`` part: packed virtqueues of ``size`` descriptors; the device then offers VIRTIO_F_RING_PACKED.
+
+    With ``in_order`` it offers VIRTIO_F_IN_ORDER too.
+    """
 
     size: int = 256
+    in_order: bool = False
     packed = True
 
     def __post_init__(self) -> None:
@@ -188,9 +193,10 @@ def _set(pipeline: Pipeline, assignment: str) -> Pipeline:
     if part == "disk":
         return pipeline.replace(disk=_disk_of(text))
     if part == "queue" and text.isdigit():
-        return pipeline.replace(queue=type(pipeline.queue)(int(text)))
+        return pipeline.replace(queue=dataclasses.replace(pipeline.queue, size=int(text)))
     if part == "queue" and text in ("split", "packed"):
-        return pipeline.replace(queue={"split": Split, "packed": Packed}[text](pipeline.queue.size))
+        kept = {name: value for name, value in vars(pipeline.queue).items() if name in ("size", "in_order")}
+        return pipeline.replace(queue={"split": Split, "packed": Packed}[text](**kept))
     if part == "transport" and text in _TRANSPORTS:
         return pipeline.replace(transport=_TRANSPORTS[text]())
     if part == "engine":

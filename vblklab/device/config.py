@@ -35,6 +35,7 @@ class BlkConfig:
         event_idx: bool = True,
         indirect: bool = True,
         packed: bool = False,
+        in_order: bool = False,
     ) -> None:
         if queues is not None and not 1 <= queues <= 1024:
             raise ConfigError(f"device queues={queues}", "use 1 to 1024")
@@ -63,6 +64,7 @@ class BlkConfig:
         self.event_idx = event_idx
         self.indirect = indirect
         self.packed = packed
+        self.in_order = in_order
 
     def __repr__(self) -> str:
         plain = BlkConfig().__dict__
@@ -81,6 +83,8 @@ class BlkConfig:
             bits |= Feature.INDIRECT_DESC
         if self.packed:
             bits |= Feature.RING_PACKED
+        if self.in_order:
+            bits |= Feature.IN_ORDER
         if self.size_max:
             bits |= BlkFeature.SIZE_MAX
         if self.read_only:

@@ -58,6 +58,7 @@ class VirtioBlkDriver:
         Feature.VERSION_1
         | Feature.EVENT_IDX
         | Feature.INDIRECT_DESC
+        | Feature.IN_ORDER
         | BlkFeature.SIZE_MAX
         | BlkFeature.SEG_MAX
         | BlkFeature.RO
@@ -170,14 +171,14 @@ class VirtioBlkDriver:
             raise ConfigError(f"a queue of {least} entries", "a request needs 3 descriptors")
         self.limits = replace(self.limits, max_segments=min(self.limits.max_segments, least - 2))
         indirect = self.limits.max_segments + 2 if self.features & Feature.INDIRECT_DESC else 0
-        event_idx = bool(self.features & Feature.EVENT_IDX)
+        event_idx, in_order = bool(self.features & Feature.EVENT_IDX), bool(self.features & Feature.IN_ORDER)
         for number, size in enumerate(sizes):
             old = None if first else self.queues[number]
             if old is not None and (old.size, old.indirect_segments) == (size, indirect):
-                ring = self.queues[number] = old.renew(event_idx=event_idx)
+                ring = self.queues[number] = old.renew(event_idx=event_idx, in_order=in_order)
             else:
                 half = PackedDriver if self.packed else SplitDriver
-                ring = half.alloc(self.pages, size, event_idx=event_idx, indirect_segments=indirect)
+                ring = half.alloc(self.pages, size, event_idx=event_idx, in_order=in_order, indirect_segments=indirect)
                 self.queues[number:] = [ring, *self.queues[number + 1 :]]
             if self.poll:
                 ring.disable_cb()

@@ -51,6 +51,8 @@ def choose(vm: Any) -> Iterator[Choice]:
     if any(context.started and type(context) is not Fused for context in vm.task_contexts):
         general = general or "the application was stepped into"
     wire = general or (None if isinstance(vm.registers, MmioRegisters) else f"transport={vm.recipe.transport!r}: only virtio-mmio is fused")
+    if any(queue.in_order for queue in (*rings, *queues)):
+        wire = wire or "VIRTIO_F_IN_ORDER: the fused path takes descriptors in any order"
     guest = wire or (None if vm._bus._fast else "kvm kick='mmio-exit': the vCPU's thread serves the queue")
     irq_why = guest or _first((*guest_parts, vm._interrupt, *rings))
     device_why = wire or _first((vm.device, *host_parts, vm._interrupt, *queues))

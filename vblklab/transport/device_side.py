@@ -186,6 +186,7 @@ class DeviceSide:
             number=number,
             event_idx=bool(features & Feature.EVENT_IDX),
             indirect=bool(features & Feature.INDIRECT_DESC),
+            in_order=bool(features & Feature.IN_ORDER),
             chain_max=getattr(self.device, "chain_max", 0),
         )
         if features & Feature.RING_PACKED:
