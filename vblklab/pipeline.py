@@ -33,6 +33,9 @@ class Split:
     def __post_init__(self) -> None:
         check_queue_size(self.size)
 
+    def __repr__(self) -> str:
+        return f"Split(size={self.size}{', in_order=True' * self.in_order})"
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -47,6 +50,9 @@ class Packed:
 
     def __post_init__(self) -> None:
         check_packed_size(self.size)
+
+    def __repr__(self) -> str:
+        return f"Packed(size={self.size}{', in_order=True' * self.in_order})"
 
 
 _PARTS: dict[str, tuple[str, tuple[str, ...], str]] = {

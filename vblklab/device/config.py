@@ -36,6 +36,7 @@ class BlkConfig:
         indirect: bool = True,
         packed: bool = False,
         in_order: bool = False,
+        ring_reset: bool = False,
     ) -> None:
         if queues is not None and not 1 <= queues <= 1024:
             raise ConfigError(f"device queues={queues}", "use 1 to 1024")
@@ -65,6 +66,7 @@ class BlkConfig:
         self.indirect = indirect
         self.packed = packed
         self.in_order = in_order
+        self.ring_reset = ring_reset
 
     def __repr__(self) -> str:
         plain = BlkConfig().__dict__
@@ -85,6 +87,8 @@ class BlkConfig:
             bits |= Feature.RING_PACKED
         if self.in_order:
             bits |= Feature.IN_ORDER
+        if self.ring_reset:
+            bits |= Feature.RING_RESET
         if self.size_max:
             bits |= BlkFeature.SIZE_MAX
         if self.read_only:

@@ -367,6 +367,7 @@ class PackedDevice(_Half):
         self._last_id = 0
         self.notification = True
         self.in_flight = 0
+        self.abandoned = False
         self._ask(self._device_event, 0)
 
     def empty(self) -> bool:
@@ -414,6 +415,13 @@ class PackedDevice(_Half):
         if self._order is not None:
             self._order.detach(chain.head)
         self.in_flight -= 1
+
+    def abandon(self) -> None:
+        """The driver resets this queue: what is filled and not published is forgotten, each buffer still held ends with ``detach``."""
+        self.abandoned = True
+        self.in_flight -= self._filled + (self._order.waiting if self._order is not None else 0)
+        self._filled = 0
+        self._order = self._held = None
 
     def _read(self, position: int) -> tuple[int, _Pieces, int]:
         """The buffer at a position: its id, its segments, how many descriptors it takes.  Each descriptor is read once."""

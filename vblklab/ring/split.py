@@ -438,6 +438,7 @@ class SplitDevice:
         self._signalled_valid = False
         self.notification = True
         self.in_flight = 0
+        self.abandoned = False
 
     def empty(self) -> bool:
         """Whether the driver has published nothing new; one load of ``avail.idx`` if the last look is used up."""
@@ -495,6 +496,13 @@ class SplitDevice:
         if self._order is not None:
             self._order.detach(chain.head)
         self.in_flight -= 1
+
+    def abandon(self) -> None:
+        """The driver resets this queue: what is filled and not published is forgotten, each buffer still held ends with ``detach``."""
+        self.abandoned = True
+        self.in_flight -= ((self.used_idx - self._flushed_idx) & 0xFFFF) + (self._order.waiting if self._order is not None else 0)
+        self.used_idx = self._flushed_idx
+        self._order = None
 
     def map_chain(self, head: int) -> Chain:
         """The buffer at ``head`` with its segments mapped; nothing is counted.  Raises as ``pop`` does."""
