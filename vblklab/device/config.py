@@ -50,6 +50,8 @@ class BlkConfig:
         min_io_size: int = 0,
         opt_io_size: int = 0,
         lifetime: tuple[int, int, int] | None = None,
+        in_order: bool = False,
+        ring_reset: bool = False,
     ) -> None:
         if queues is not None and not 1 <= queues <= 1024:
             raise ConfigError(f"device queues={queues}", "use 1 to 1024")
@@ -91,6 +93,8 @@ class BlkConfig:
         self.min_io_size = min_io_size
         self.opt_io_size = opt_io_size
         self.lifetime = lifetime
+        self.in_order = in_order
+        self.ring_reset = ring_reset
 
     def __repr__(self) -> str:
         plain = BlkConfig().__dict__
@@ -109,6 +113,10 @@ class BlkConfig:
             bits |= Feature.INDIRECT_DESC
         if self.packed:
             bits |= Feature.RING_PACKED
+        if self.in_order:
+            bits |= Feature.IN_ORDER
+        if self.ring_reset:
+            bits |= Feature.RING_RESET
         if self.size_max:
             bits |= BlkFeature.SIZE_MAX
         if self.read_only:
