@@ -182,3 +182,29 @@ def test_garbage_in_a_ring_is_shown_as_it_is(kind: str) -> None:
         shots.append((f"{fill:#x}", RingShot.of(vm.memory, layout)))
     film = vb.film(shots)
     assert all(film.text(n) for n in range(len(film))) and str(film)
+
+
+@pytest.mark.parametrize("queue", [vb.Split(2), vb.Packed(2)], ids=["split", "packed"])
+def test_a_film_of_a_schedule_shows_what_is_on_the_way(queue: Any) -> None:
+    found = vb.schedules(queue=queue, buffers=2, without="driver fence before kick")
+    film = vb.film(found)
+    frames = found.frames()
+    assert len(film) == len(frames) and film.title == found.what
+    assert any(frame.on_the_way for frame in film) and "~" in film.text(next(f.number for f in film if f.on_the_way))
+    for frame, given in zip(film, frames, strict=True):
+        for area, (gpa, length) in zip(("desc", "avail", "used"), given.layout.areas(), strict=True):
+            views = given.driver[gpa : gpa + length], given.device[gpa : gpa + length]
+            shown = frame.shot.area(area)
+            assert all(byte in pair for byte, *pair in zip(shown, *views, strict=True))
+            if not any(word.area == area for word in frame.on_the_way):
+                assert shown == views[0] == views[1]
+    requests = [mark.request for frame in film for mark in frame.marks.values()]
+    assert max(requests) == 2
+
+
+def test_a_word_on_the_way_keeps_its_new_value() -> None:
+    film = vb.film(vb.schedules(queue=vb.Split(2), buffers=2, without="driver fence before kick"))
+    waiting = [frame.number for frame in film if Word("avail", -1, "idx") in frame.on_the_way]
+    assert len(waiting) > 1
+    indices = [frame.shot.value("avail", "idx") for frame in film]
+    assert indices == sorted(indices)

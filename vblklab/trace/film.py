@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError
 from ..events import EVENTS, GROUPS
+from ..memory import GuestMemory
 from ..ring.dump import RingView
 from ..ring.shot import AREAS, RingShot, Word, words_of
+from ..spec.virtio import Feature
 from .film_owners import Mark, Owners, owners_of
 
 if TYPE_CHECKING:
@@ -37,7 +39,8 @@ _STORES = {
 class Frame:
     """One moment: the ring, the words that changed since the frame before, and the request that each slot belongs to.
 
-    ``label`` says what was done (a trace point's key), ``t_ns`` when (None where there is no time).
+    ``label`` says what was done (a trace point's key), ``t_ns`` when (None where there is no time).  ``on_the_way`` are words that one
+    side has stored and the other does not see yet, in a film of a schedule (``vb.schedules``).
     """
 
     number: int
@@ -46,6 +49,7 @@ class Frame:
     shot: RingShot
     changed: frozenset[Word]
     owners: Owners
+    on_the_way: frozenset[Word] = frozenset()
 
     @property
     def marks(self) -> Mapping[tuple[str, int], Mark]:
@@ -115,22 +119,33 @@ class Written(NamedTuple):
         return "\n".join([head, *(f"{name:13} {size / per:13.1f} {lines / per:23.2f}" for name, size, lines in rows)])
 
 
+class Taken(NamedTuple):
+    """What a frame is made of."""
+
+    label: str
+    shot: RingShot
+    t_ns: int | None = None
+    on_the_way: frozenset[Word] = frozenset()
+
+
 class Film(Sequence[Frame]):
     """Frames of one virtqueue, in order.  ``film[n]`` is a frame, ``film.text(n)`` its text, ``film.strip()`` a picture of several.
 
-    In a notebook a film is a player; ``print(film)`` lists the frames.  ``run`` is the Run up to the last frame, where there is one.
+    In a notebook a film is a player; ``print(film)`` lists the frames.  ``run`` is the Run up to the last frame, where there is one;
+    ``event_idx`` says whether the event words of a split ring mean anything.
     """
 
-    def __init__(self, shots: Iterable[tuple[str, RingShot, int | None]], *, title: str, run: Any = None, remark: str = "") -> None:
+    def __init__(self, shots: Iterable[Taken], *, title: str, run: Any = None, remark: str = "", event_idx: bool = True) -> None:
         self.title = title
         self.run = run
         self.remark = remark
+        self.event_idx = event_idx
         self._frames: list[Frame] = []
         before: RingShot | None = None
         taken = list(shots)
-        for number, ((label, shot, t_ns), owners) in enumerate(zip(taken, owners_of([shot for _, shot, _ in taken]), strict=True)):
+        for number, ((label, shot, t_ns, away), owners) in enumerate(zip(taken, owners_of([one.shot for one in taken]), strict=True)):
             changed = shot.changed_since(before) if before is not None else frozenset()
-            self._frames.append(Frame(number, label, t_ns, shot, changed, owners))
+            self._frames.append(Frame(number, label, t_ns, shot, changed, owners, away))
             before = shot
 
     def __len__(self) -> int:
@@ -219,8 +234,10 @@ def film(source: Any, *, queue: int = 0, steps: int = 200, title: str = "") -> F
     """Film a virtqueue: step a booted ``SimMachine`` over ``steps`` trace points, with a frame whenever the ring's memory changed.
 
     ``source`` may also be a list of (label, shot) or (label, shot, ns), where a shot is a ``RingShot`` or what ``vm.ring()``
-    returns.  At most 64 MiB of rings are kept.  ConfigError for anything else.
+    returns; or what ``vb.schedules()`` found.  At most 64 MiB of rings are kept.  ConfigError for anything else.
     """
+    if callable(getattr(source, "frames", None)) and hasattr(source, "what"):
+        return _film_of_list(source.frames(), title or str(source.what), source.setup.event_idx)
     if callable(getattr(source, "step", None)) and hasattr(source, "driver"):
         return _film_of_vm(source, queue, steps, title)
     if isinstance(source, Iterable) and not isinstance(source, (str, bytes)):
@@ -228,10 +245,13 @@ def film(source: Any, *, queue: int = 0, steps: int = 200, title: str = "") -> F
     raise ConfigError(f"a film of a {type(source).__name__}", "give recipe.boot(vb.SimMachine()) or a list of (label, shot)")
 
 
-def _film_of_list(items: list[Any], title: str) -> Film:
-    shots: list[tuple[str, RingShot, int | None]] = []
+def _film_of_list(items: list[Any], title: str, event_idx: bool = True) -> Film:
+    shots: list[Taken] = []
     kept = 0
     for number, item in enumerate(items):
+        if hasattr(item, "driver") and hasattr(item, "device"):
+            shots.append(_two_views(item, shots[-1] if shots else None))
+            continue
         parts = tuple(item) if isinstance(item, (tuple, list)) else ()
         label, shot, t_ns = (*parts, None, None, None)[:3]
         if isinstance(shot, RingView):
@@ -241,10 +261,10 @@ def _film_of_list(items: list[Any], title: str) -> Film:
         kept += shot.kept
         if kept > MOST_BYTES:
             raise ConfigError(f"a film of {len(items):,} frames of {shot.kept:,} bytes", f"it keeps {MOST_BYTES >> 20} MiB: give fewer")
-        shots.append((label, shot, t_ns))
+        shots.append(Taken(label, shot, t_ns))
     if not shots:
         raise ConfigError("a film of an empty list", "give at least one (label, shot)")
-    return Film(shots, title=title or _title(shots[0][1], len(shots)))
+    return Film(shots, title=title or _title(shots[0].shot, len(shots)), event_idx=event_idx)
 
 
 def _film_of_vm(vm: Any, queue: int, steps: int, title: str) -> Film:
@@ -253,21 +273,40 @@ def _film_of_vm(vm: Any, queue: int, steps: int, title: str) -> Film:
     queues = vm.driver.queues
     if not isinstance(queue, int) or isinstance(queue, bool) or not 0 <= queue < len(queues):
         raise ConfigError(f"film(queue={queue!r})", f"this machine's queues are 0 to {len(queues) - 1}")
-    shots = [("start", RingShot.of(vm.memory, queues[queue].layout), vm.now_ns)]
-    kept, remark = shots[0][1].kept, ""
+    shots = [Taken("start", RingShot.of(vm.memory, queues[queue].layout), vm.now_ns)]
+    kept, remark = shots[0].shot.kept, ""
     for _ in range(steps):
         event = vm.step()
         if event is None:
             break
         shot = RingShot.of(vm.memory, queues[queue].layout)
-        if shot[1:] == shots[-1][1][1:]:
+        if shot == shots[-1].shot:
             continue
         kept += shot.kept
         if kept > MOST_BYTES:
             remark = f"The recording ended at {len(shots)} frames: a film keeps at most {MOST_BYTES >> 20} MiB of rings."
             break
-        shots.append((_STORES.get(event.key, event.key), shot, event.t_ns))
-    return Film(shots, title=title or _title(shots[0][1], len(shots), queue), run=vm.result(), remark=remark)
+        shots.append(Taken(_STORES.get(event.key, event.key), shot, event.t_ns))
+    event_idx = bool(vm.driver.features & Feature.EVENT_IDX)
+    return Film(shots, title=title or _title(shots[0].shot, len(shots), queue), run=vm.result(), remark=remark, event_idx=event_idx)
+
+
+def _two_views(item: Any, before: Taken | None) -> Taken:
+    """A frame of a schedule, in which driver and device may see other values: each word as the side that stored it last sees it.
+
+    Both saw the same before the store, so the new value is the one that is not the old; while the word is on the way it stays.
+    """
+    driver, device = (RingShot.of(GuestMemory(bytearray(view)), item.layout) for view in (item.driver, item.device))
+    differ = driver.changed_since(device)
+    areas = {area: bytearray(driver.area(area)) for area in AREAS}
+    for word in differ:
+        place = next(p for p in words_of(item.layout, word.area, word.slot) if p.word == word)
+        where = slice(place.offset, place.offset + place.length)
+        old = before.shot.area(word.area)[where] if before is not None else b""
+        views = driver.area(word.area)[where], device.area(word.area)[where]
+        stays = before is not None and word in before.on_the_way and old in views
+        areas[word.area][where] = old if stays else next(view for view in views if view != old)
+    return Taken(item.label, RingShot(item.layout, *(bytes(areas[area]) for area in AREAS)), None, differ)
 
 
 def _title(shot: RingShot, frames: int, queue: int | None = None) -> str:

@@ -26,10 +26,16 @@ _EVENTS = {EVENT_ENABLE: "ENABLE", EVENT_DISABLE: "DISABLE", EVENT_DESC: "DESC"}
 
 
 class Cell(NamedTuple):
-    """A printed value, and whether its word changed since the frame before."""
+    """A printed value, whether its word changed since the frame before, and whether the other side still sees the old one."""
 
     text: str
     changed: bool = False
+    on_the_way: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The text, with ``~`` behind what is on the way."""
+        return f"{self.text}~" if self.on_the_way else self.text
 
 
 class Row(NamedTuple):
@@ -125,13 +131,13 @@ def _ring(film: Film, frame: Frame, area: str, title: str, writer: str, fields: 
     blank = (Cell(""),) * (len(fields) - 1)
 
     def single(field: str, remark: str = "") -> Row:
-        return Row(None, (Cell(field), Cell(str(shot.value(area, field)), Word(area, -1, field) in frame.changed), *blank), remark)
+        return Row(None, (Cell(field), _cell(frame, Word(area, -1, field), str(shot.value(area, field))), *blank), remark)
 
     slots = _shown(film, frame, area, (idx % size,))
     rows = [single("flags", flag), single("idx")]
     for slot in slots:
         texts = {field: str(shot.value(area, field, slot)) for field in fields}
-        points = ["idx"] * (slot == idx % size) + ["event"] * (slot == wish % size)
+        points = ["idx"] * (slot == idx % size) + ["event"] * (film.event_idx and slot == wish % size)
         rows.append(Row(frame.marks.get((area, slot)), (Cell(str(slot)), *_cells(frame, area, slot, texts)), " ".join(points)))
     rows.append(single(event))
     widths = (("slot", len(event)), *((field, 5) for field in fields))
@@ -184,11 +190,11 @@ def _flags_before(film: Film, frame: Frame, slot: int) -> str:
 def _event(frame: Frame, area: str, title: str, writer: str) -> Table:
     shot = frame.shot
     off_wrap, flags = shot.value(area, "off_wrap"), shot.value(area, "flags")
-    moved, switched = (Word(area, -1, field) in frame.changed for field in ("off_wrap", "flags"))
+    place, flags_word = Word(area, -1, "off_wrap"), Word(area, -1, "flags")
     rows = (
-        ("off", Cell(str(off_wrap & 0x7FFF), moved)),
-        ("wrap", Cell(str(off_wrap >> 15), moved)),
-        ("flags", Cell(_EVENTS.get(flags & 3, str(flags)), switched)),
+        ("off", _cell(frame, place, str(off_wrap & 0x7FFF))),
+        ("wrap", _cell(frame, place, str(off_wrap >> 15))),
+        ("flags", _cell(frame, flags_word, _EVENTS.get(flags & 3, str(flags)))),
     )
     return Table(title, writer, (("word", 6), ("value", 8)), tuple(Row(None, (Cell(name), cell)) for name, cell in rows))
 
@@ -197,7 +203,11 @@ def _event(frame: Frame, area: str, title: str, writer: str) -> Table:
 
 
 def _cells(frame: Frame, area: str, slot: int, texts: dict[str, str]) -> tuple[Cell, ...]:
-    return tuple(Cell(text, Word(area, slot, field) in frame.changed) for field, text in texts.items())
+    return tuple(_cell(frame, Word(area, slot, field), text) for field, text in texts.items())
+
+
+def _cell(frame: Frame, word: Word, text: str) -> Cell:
+    return Cell(text, word in frame.changed, word in frame.on_the_way)
 
 
 def _flag_names(flags: int) -> str:

@@ -29,7 +29,10 @@ def frame_text(film: Film, number: int) -> str:
     while not lines[-1]:
         lines.pop()
     name = film.title.rpartition(":")[0] or film.title
-    return "\n".join([f"{name} · {headline(film, frame)}", "", *lines, "", _KEY, _ARROWS[frame.shot.packed]])
+    key = [_KEY, _ARROWS[frame.shot.packed]]
+    if any(other.on_the_way for other in film):
+        key.append("~ stored and on the way: the other side still reads the old value")
+    return "\n".join([f"{name} · {headline(film, frame)}", "", *lines, "", *key])
 
 
 def _width(table: Table) -> int:
@@ -52,6 +55,6 @@ def _row(table: Table, row: Row) -> str:
     mark = f"r{row.mark.request}{_STATES[row.mark.state]}" if row.mark else ""
     cells = []
     for (name, width), cell in zip(table.columns, row.cells, strict=True):
-        text = f"{cell.text}*" if cell.changed else f"{cell.text} "
+        text = f"{cell.shown}*" if cell.changed else f"{cell.shown} "
         cells.append(f"{text:<{width + 1}}" if name == "flags" else f"{text:>{width + 1}}")
     return f"{mark:<4} {''.join(cells)}{' ← ' + row.remark if row.remark else ''}".rstrip()

@@ -142,15 +142,18 @@ class MmioTransport(DriverSide):
         self._queues: Sequence[int] = ()
 
     def probe(self, device_id: int) -> Steps:
-        """Check magic, version and device type (§4.2.3.1.1); raises VirtioError."""
+        """Check magic, version and device type (§4.2.3.1.1); raises VirtioError.  True if DeviceID 0 says that there is no device."""
         for offset, want, what in (
             (Reg.MAGIC_VALUE, MAGIC, "MagicValue"),
             (Reg.VERSION, VERSION_2, "Version"),
             (Reg.DEVICE_ID, device_id, "DeviceID"),
         ):
             value = yield from self.bus.read(offset)
+            if offset == Reg.DEVICE_ID and not value:
+                return True  # a placeholder, which is no error: §4.2.2.2
             if value != want:
                 raise VirtioError(f"{what} reads {value:#x}, expected {want:#x}", "4.2.3.1.1")
+        return False
 
     def status(self) -> Steps:
         """The device status."""

@@ -10,16 +10,16 @@ from typing import NamedTuple
 from ..trace.film import Film
 from ..trace.film_owners import Mark
 from ..trace.film_tables import Row, Table, headline, tables_of
-from .style import EDGE, FAINT, FONT, GRID, INK, MUTED, RUN_COLOURS, STRIPE, WIDTH, text_on, tint
-from .text import fit
+from .style import FAINT, FONT, GRID, INK, MUTED, RUN_COLOURS, STRIPE, text_on, tint
+from .text import fit, text_px
 
 __all__ = ["CHANGED", "MONO", "PANEL_WIDTH", "Box", "Panel", "Text", "key_row", "panel", "svg"]
 
-PANEL_WIDTH = WIDTH - 2 * EDGE
+PANEL_WIDTH = 790  # with its margins it fits beside the file browser of JupyterLab
 MONO = "Liberation Mono, DejaVu Sans Mono, Consolas, monospace"
 CHANGED = "#ffd978"
 CELL_PX, SMALL_PX, HEAD_PX = 12, 11, 14
-_CHAR, _PAD, _ROW, _CHIP, _GAP = 6.9, 8, 18, 34, 18
+_CHAR, _PAD, _ROW, _CHIP, _GAP = 6.9, 6, 18, 31, 14
 
 
 class Box(NamedTuple):
@@ -61,10 +61,11 @@ def panel(film: Film, number: int) -> Panel:
     frame, drawn = film[number], Panel()
     drawn.boxes.append(Box(0, 0, PANEL_WIDTH, 24, STRIPE))
     drawn.boxes.append(Box(0, 0, 4, 24, INK))
-    title = headline(film, frame)
+    title = fit(headline(film, frame), PANEL_WIDTH - 24, HEAD_PX * 1.08)
     drawn.texts.append(Text(12, 12, title, size=HEAD_PX, bold=True))
-    room = PANEL_WIDTH - 40 - 8.2 * len(title)
-    drawn.texts.append(Text(PANEL_WIDTH - 8, 12, fit(frame.what(), room, SMALL_PX), "end", SMALL_PX, MUTED))
+    room = PANEL_WIDTH - 40 - text_px(title, HEAD_PX, bold=True)
+    if room > 60:
+        drawn.texts.append(Text(PANEL_WIDTH - 8, 12, fit(frame.what(), room, SMALL_PX), "end", SMALL_PX, MUTED))
     first, *rest = tables_of(film, number)
     x = _table(drawn, first, 0, 32)
     if frame.shot.packed:
@@ -116,10 +117,10 @@ def _row(drawn: Panel, table: Table, row: Row, left: float, start: float, widths
         drawn.boxes.append(Box(start, y, sum(widths), _ROW, STRIPE))
     x = start
     for (name, _), width, cell in zip(table.columns, widths, row.cells, strict=True):
-        if cell.changed:
-            drawn.boxes.append(Box(x + 1, y + 1, width - 2, _ROW - 2, CHANGED, INK))
+        if cell.changed or cell.on_the_way:
+            drawn.boxes.append(Box(x + 1, y + 1, width - 2, _ROW - 2, CHANGED if cell.changed else "#ffffff", INK, cell.on_the_way))
         if cell.text:
-            drawn.texts.append(_cell_text(name, cell.text, x, width, y + _ROW / 2)._replace(bold=cell.changed))
+            drawn.texts.append(_cell_text(name, cell.shown, x, width, y + _ROW / 2)._replace(bold=cell.changed))
         x += width
     drawn.boxes.append(Box(start, y + _ROW - 0.5, sum(widths), 0.5, GRID))
     if row.remark:
@@ -144,7 +145,7 @@ def _chip(drawn: Panel, mark: Mark, colour: str, x: float, y: float) -> None:
     drawn.texts.append(Text(x + (_CHIP - 3) / 2, y + _ROW / 2, f"r{mark.request}", "middle", SMALL_PX, text, mark.state == "available"))
 
 
-def key_row(packed: bool) -> Panel:
+def key_row(film: Film) -> Panel:
     """What chips, marks and arrows mean, as one row."""
     drawn, x, y = Panel(height=24), 0.0, 3.0
     for state, words in (("written", "written, not published"), ("available", "published"), ("used", "returned")):
@@ -154,8 +155,14 @@ def key_row(packed: bool) -> Panel:
     drawn.boxes.append(Box(x, y + 1, 26, _ROW - 2, CHANGED, INK))
     drawn.texts.append(Text(x + 13, y + _ROW / 2, "7", "middle", bold=True, mono=True))
     drawn.texts.append(Text(x + 32, y + _ROW / 2, "has changed", size=SMALL_PX, colour=MUTED))
-    arrows = "◂ where a side writes next, and its wrap counter" if packed else "◂ idx: next slot   ◂ event: tell me of this slot"
-    drawn.texts.append(Text(x + 118, y + _ROW / 2, arrows, size=SMALL_PX, colour=MUTED))
+    x += 112
+    if any(frame.on_the_way for frame in film):
+        drawn.boxes.append(Box(x, y + 1, 26, _ROW - 2, "#ffffff", INK, dashed=True))
+        drawn.texts.append(Text(x + 13, y + _ROW / 2, "7~", "middle", mono=True))
+        drawn.texts.append(Text(x + 32, y + _ROW / 2, "stored, the other side still reads the old", size=SMALL_PX, colour=MUTED))
+    else:
+        arrows = "◂ where a side writes next, its wrap" if film[0].shot.packed else "◂ idx: next slot   ◂ event: tell me of this slot"
+        drawn.texts.append(Text(x, y + _ROW / 2, arrows, size=SMALL_PX, colour=MUTED))
     return drawn
 
 

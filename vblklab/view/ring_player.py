@@ -156,7 +156,7 @@ def _pictures(film: Film, numbers: list[int]) -> list[str]:
     """The frames as SVG, all of one height."""
     drawn = [panel(film, number) for number in numbers]
     height = max(one.height for one in drawn)
-    key = key_row(film[0].shot.packed)
+    key = key_row(film)
     return [svg([(one, 0.0), (key, height)], height + key.height) for one in drawn]
 
 

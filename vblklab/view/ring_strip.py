@@ -32,18 +32,18 @@ def strip(film: Film, frames: Sequence[int] | None = None) -> go.Figure:
     draft = style.Draft()
     top = 0.0
     texts: list[Text] = []
-    for part in (*(panel(film, number) for number in numbers), key_row(film[0].shot.packed)):
+    for part in (*(panel(film, number) for number in numbers), key_row(film)):
         _add(draft, part, top, texts)
         top += part.height + _GAP
     _texts(draft, texts)
     _data(draft, film, numbers)
     draft.xaxis.update(range=[0, PANEL_WIDTH], visible=False, fixedrange=True)
     draft.yaxis.update(range=[top, 0], visible=False, fixedrange=True)
-    name, _, count = film.title.rpartition(":")
+    name = film.title.rpartition(":")[0] or film.title
     runs = [film.run] if film.run is not None else []
     shown = f"frames {', '.join(map(str, numbers))}" if len(numbers) > 1 else f"frame {numbers[0]}"
-    return style.finish(draft, runs, kind="ring", title=(name or film.title)[:1].upper() + (name or film.title)[1:],
-                        subtitle=f"{shown} of {count.strip() or f'{len(film)} frames'}", plot_px=round(top), left=style.EDGE,
+    return style.finish(draft, runs, kind="ring", title=name[:1].upper() + name[1:],
+                        subtitle=f"{shown}; the film has {len(film)}", plot_px=round(top), left=style.EDGE,
                         right=style.EDGE, axis_px=4, remark=film.remark)
 
 
