@@ -625,6 +625,7 @@ def recovered(board: Board) -> None:
     assert board.works(0) and board.works(1)
 
 
+@pytest.mark.clause("BASIC-DEV-003", "BASIC-DEV-004")
 @pytest.mark.parametrize("event_idx", [True, False])
 def test_2_1_2_the_device_asks_for_a_reset_and_serves_again_after_it(bad: Hostile, event_idx: bool) -> None:
     board = boot(F_INDIRECT | F_FLUSH | (F_EVENT_IDX if event_idx else 0))
