@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .peer import LinuxGuest, QemuDisk
     from .peer.storage_daemon import StorageDaemon
     from .pipeline import Packed, Pipeline, Split
+    from .trace.film import Film, film
     from .trace.run import Run
     from .transport import Mmio, Pci
     from .view import compare, explore, export, lanes, latency, path_map, waterfall
@@ -64,6 +65,7 @@ _WHERE = {
     "DiskError": "errors",
     "EVENTS": "events",
     "EmptyDevice": "device",
+    "Film": "trace.film",
     "Fio": "guest.fio",
     "IOStack": "iostack",
     "IoUring": "engine",
@@ -108,6 +110,7 @@ _WHERE = {
     "event": "events",
     "explore": "view",
     "export": "view",
+    "film": "trace.film",
     "lanes": "view",
     "latency": "view",
     "linux_on": "lab.chapter_08",

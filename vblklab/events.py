@@ -57,7 +57,7 @@ STEPS: tuple[Step, ...] = (
     Step("U1", "hardware", "host block driver", "the drive's interrupt"),
     Step("U2", "host block driver", "host I/O stack", "the completion travels the host's stack"),
     Step("U3", "host I/O stack", "virtio device", "the completion reaches the device; used ring filled"),
-    Step("U4", "virtio device", "KVM", "virtio_notify(): interrupt line or irqfd"),
+    Step("U4", "virtio device", "KVM", "virtio_notify(): interrupt line, message or irqfd"),
     Step("U5", "KVM", "guest", "the interrupt is injected into the vCPU"),
     Step("U6", "virtio-blk driver", "guest I/O stack", "used ring drained, requests ended"),
     Step("U7", "guest I/O stack", "guest application", "bios ended, the caller wakes"),

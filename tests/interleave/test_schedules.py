@@ -29,7 +29,7 @@ KINDS = {
 
 def holds(found: Schedules) -> None:
     assert found.ok and found.lost is None and found.schedule == [], found.text()
-    assert found.states > 1000 and found.schedules > 10**9
+    assert found.states > 400 and found.schedules > 10**9
     assert "nothing is lost in any" in found.verdict
 
 
@@ -38,7 +38,6 @@ def test_two_buffers_lose_nothing_in_any_schedule(queue: Any) -> None:
     holds(schedules(queue=queue, buffers=2))
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("event_idx", [True, False], ids=["event_idx", "flags"])
 @pytest.mark.parametrize("queue", [vb.Split(4), vb.Packed(3)], ids=repr)
 def test_two_buffers_in_chained_descriptors_lose_nothing(queue: Any, event_idx: bool) -> None:

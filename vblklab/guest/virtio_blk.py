@@ -8,15 +8,19 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import ConfigError, QueueFull, VirtioError
-from ..iostack import IOStack, Limits, Op, Request
+from ..events import Wait
+from ..iostack import Bio, IOStack, Limits, Op, Request
 from ..memory import GuestPages, Segment
 from ..ring import PackedDriver, SplitDriver
+from ..ring.packed import check_packed_size
+from ..ring.split import check_queue_size
 from ..spec.virtio import DEVICE_ID_BLOCK, Feature, Status
 from ..spec.virtio_blk import (
     CONFIG_OFFSETS,
     DISCARD_SEG,
     DISCARD_SEG_BYTES,
     ID_BYTES,
+    LIFETIME,
     REQ_HEADER,
     REQ_HEADER_BYTES,
     WRITE_ZEROES_UNMAP,
@@ -36,13 +40,17 @@ _TYPE = {
     Op.FLUSH: ReqType.FLUSH,
     Op.DISCARD: ReqType.DISCARD,
     Op.WRITE_ZEROES: ReqType.WRITE_ZEROES,
-    Op.DRV_IN: ReqType.GET_ID,
+    Op.SECURE_ERASE: ReqType.SECURE_ERASE,
+    Op.DRV_IN: ReqType.GET_ID,  # unless the bio's token says which
 }
 _ERRNO = {BlkStatus.OK: 0, BlkStatus.UNSUPP: errno.EOPNOTSUPP}
 _STATUS_UNWRITTEN = 0xFF
+_OWN_IO = 0xFFFF << 32  # the trace's number for I/O that no job asked for
+_LOOK_NS = 20_000
 _pack_header = REQ_HEADER.pack_into
 # Plain ints: enum arithmetic is slow in CPython and these run for every request.
 _READ, _WRITE, _DISCARD, _WRITE_ZEROES, _DRV_IN = (int(op) for op in (Op.READ, Op.WRITE, Op.DISCARD, Op.WRITE_ZEROES, Op.DRV_IN))
+_SECURE_ERASE = int(Op.SECURE_ERASE)
 _TYPE_OF = {int(op): int(kind) for op, kind in _TYPE.items()}
 _ERRNO_OF = {int(status): error for status, error in _ERRNO.items()}
 
@@ -58,6 +66,8 @@ class VirtioBlkDriver:
         Feature.VERSION_1
         | Feature.EVENT_IDX
         | Feature.INDIRECT_DESC
+        | Feature.IN_ORDER
+        | Feature.RING_RESET
         | BlkFeature.SIZE_MAX
         | BlkFeature.SEG_MAX
         | BlkFeature.RO
@@ -68,6 +78,8 @@ class VirtioBlkDriver:
         | BlkFeature.MQ
         | BlkFeature.DISCARD
         | BlkFeature.WRITE_ZEROES
+        | BlkFeature.SECURE_ERASE
+        | BlkFeature.LIFETIME
     )
 
     def __init__(self, *, features: int | None = None, poll: bool = False, queues: int | None = None) -> None:
@@ -98,15 +110,23 @@ class VirtioBlkDriver:
         self.capacity_changes = 0
         self.limits = Limits()
         self.failed: VirtioError | None = None
+        self._restarts = 0
         self.kicks = self.kick_decisions = self.interrupts = self.polls = 0
         self._polling: set[int] = set()
+        self._most: dict[int, int] = {}
+        self._replaced: int | None = None  # the queue that is being reset: nothing is put on it
+        self._spare: dict[tuple[int, int], SplitDriver | PackedDriver] = {}  # rings of another size, by queue and size
 
     # -- probe -----------------------------------------------------------------------------------------------------------
 
     def probe(self) -> Steps:
-        """The initialisation handshake of §3.1.1 and ``virtblk_probe()``; raises VirtioError and sets FAILED if it cannot."""
+        """The initialisation handshake of §3.1.1 and ``virtblk_probe()``; raises VirtioError and sets FAILED if it cannot.
+
+        Where no device is, it does nothing: ``queues`` stays empty.
+        """
         transport = self.transport
-        yield from transport.probe(DEVICE_ID_BLOCK)
+        if (yield from transport.probe(DEVICE_ID_BLOCK)):
+            return
         yield from transport.reset()
         yield from transport.add_status(Status.ACKNOWLEDGE)
         yield from transport.add_status(Status.DRIVER)
@@ -133,6 +153,11 @@ class VirtioBlkDriver:
         block = yield from self._field("blk_size", 4, BlkFeature.BLK_SIZE, 512)
         max_discard = yield from self._field("max_discard_sectors", 4, BlkFeature.DISCARD)
         max_zeroes = yield from self._field("max_write_zeroes_sectors", 4, BlkFeature.WRITE_ZEROES)
+        max_erase = yield from self._field("max_secure_erase_sectors", 4, BlkFeature.SECURE_ERASE)
+        exponent = yield from self._field("physical_block_exp", 1, BlkFeature.TOPOLOGY)
+        offset = yield from self._field("alignment_offset", 1, BlkFeature.TOPOLOGY)
+        least = yield from self._field("min_io_size", 2, BlkFeature.TOPOLOGY)
+        best = yield from self._field("opt_io_size", 4, BlkFeature.TOPOLOGY)
         self.num_queues = yield from self._field("num_queues", 2, BlkFeature.MQ, 1)
         if block < 512 or block & (block - 1):
             raise VirtioError(f"blk_size {block}", "5.2.4")
@@ -141,7 +166,12 @@ class VirtioBlkDriver:
             max_segment_bytes=size_max or 0xFFFFFFFF,
             max_discard_sectors=max_discard,
             max_write_zeroes_sectors=max_zeroes,
+            max_secure_erase_sectors=max_erase,
             logical_block_bytes=block,
+            physical_block_bytes=block << exponent,
+            alignment_offset=offset * block,
+            io_min=least * block,
+            io_opt=best * block,
             read_only=bool(has & BlkFeature.RO),
             flush=bool(has & BlkFeature.FLUSH),
         )
@@ -164,20 +194,21 @@ class VirtioBlkDriver:
             most = yield from self.transport.queue_size_max(number)
             if not most:
                 raise VirtioError(f"queue {number} does not exist although num_queues is {self.num_queues}", "4.2.3.2")
+            self._most[number] = most  # virtio-pci tells it until the queue is set up
             sizes.append(min(self.queue_size, most))
         least = min(sizes)
         if least < 3:  # a chain is never longer than its queue, in a table or not: §2.7.5.3.1
             raise ConfigError(f"a queue of {least} entries", "a request needs 3 descriptors")
         self.limits = replace(self.limits, max_segments=min(self.limits.max_segments, least - 2))
         indirect = self.limits.max_segments + 2 if self.features & Feature.INDIRECT_DESC else 0
-        event_idx = bool(self.features & Feature.EVENT_IDX)
+        event_idx, in_order = bool(self.features & Feature.EVENT_IDX), bool(self.features & Feature.IN_ORDER)
         for number, size in enumerate(sizes):
             old = None if first else self.queues[number]
             if old is not None and (old.size, old.indirect_segments) == (size, indirect):
-                ring = self.queues[number] = old.renew(event_idx=event_idx)
+                ring = self.queues[number] = old.renew(event_idx=event_idx, in_order=in_order)
             else:
                 half = PackedDriver if self.packed else SplitDriver
-                ring = half.alloc(self.pages, size, event_idx=event_idx, indirect_segments=indirect)
+                ring = half.alloc(self.pages, size, event_idx=event_idx, in_order=in_order, indirect_segments=indirect)
                 self.queues[number:] = [ring, *self.queues[number + 1 :]]
             if self.poll:
                 ring.disable_cb()
@@ -199,6 +230,9 @@ class VirtioBlkDriver:
             yield from self.iostack.complete(rq, errno.EIO)
             return True
         queue = rq.queue
+        if queue == self._replaced:
+            yield ("virtio_queue_rq", rq.key)
+            return False
         ring = self.queues[queue]
         try:
             head = ring.add_sgs(*self._segments(rq), rq)
@@ -224,12 +258,13 @@ class VirtioBlkDriver:
         if op == _READ:
             _pack_header(memory, header - base, 0, 0, rq.sector)
             return head, rq.segments + tail
-        _pack_header(memory, header - base, _TYPE_OF[op], 0, rq.sector if op == _WRITE else 0)
+        kind = _TYPE_OF[op] if op != _DRV_IN else rq.bios[0].token or _TYPE_OF[op]
+        _pack_header(memory, header - base, kind, 0, rq.sector if op == _WRITE else 0)
         if op == _WRITE:
             return head + rq.segments, tail
         if op == _DRV_IN:
             return head, rq.segments + tail
-        if op == _DISCARD or op == _WRITE_ZEROES:
+        if op == _DISCARD or op == _WRITE_ZEROES or op == _SECURE_ERASE:
             flags = WRITE_ZEROES_UNMAP if op == _WRITE_ZEROES else 0
             DISCARD_SEG.pack_into(memory, header - base + REQ_HEADER_BYTES, rq.sector, rq.length >> 9, flags)
             return [*head, (header + REQ_HEADER_BYTES, DISCARD_SEG_BYTES)], tail
@@ -237,6 +272,8 @@ class VirtioBlkDriver:
 
     def commit_rqs(self, queue: int) -> Steps:
         """``virtio_commit_rqs()``: the kick for requests queued with ``last=False``."""
+        if queue == self._replaced:
+            return
         self.kick_decisions += 1
         yield ("virtqueue_kick_prepare", queue)
         if self.queues[queue].kick_prepare():
@@ -320,10 +357,21 @@ class VirtioBlkDriver:
             self.capacity_changes += 1
 
     def _fail(self, error: VirtioError) -> Steps:
-        """Nothing more will come back: end every request in flight with EIO."""
+        """Nothing more will come back: reset the device, so that no buffer is its own any more (§3.3.1), and end every request."""
+        self._break(error)
+        restarts = self._restarts
+        yield from self.transport.reset(lambda: self._restarts != restarts)
+        if self._restarts == restarts:
+            yield from self._end_all()
+
+    def _break(self, error: VirtioError) -> None:
         self.failed = error
         for ring in self.queues:
             ring.broken = ring.broken or error
+
+    def _end_all(self) -> Steps:
+        """End every request in flight with EIO; the device was reset."""
+        for ring in self.queues:
             for rq in ring.detach_unused_bufs():
                 yield from self.iostack.complete(rq, errno.EIO)  # type: ignore[arg-type]
         for hctx in self.iostack.queues:
@@ -332,14 +380,93 @@ class VirtioBlkDriver:
 
     def restart(self) -> Steps:
         """Reset and probe again after a failure; what was in flight ends with EIO first."""
+        self._restarts += 1
         yield from self.transport.reset()
-        yield from self._fail(VirtioError("the driver reset the device", "2.4"))
+        self._break(VirtioError("the driver reset the device", "2.4"))
+        yield from self._end_all()
         yield from self.probe()
         self.failed = None
 
+    def reset_queue(self, queue: int, size: int | None = None) -> Steps:
+        """Reset one queue and use it again, of ``size`` entries if given, while the others go on (RING_RESET, §2.6).
+
+        What was in flight is offered again: ``virtqueue_reset()``, ``virtqueue_resize()``.  Raises ConfigError if the feature was not
+        negotiated, there is no such queue, the size cannot be, or a queue is being reset already.
+        """
+        size = self._new_size(queue, size)
+        old = self.queues[queue]
+        self._replaced = queue
+        try:
+            yield from self.transport.reset_queue(queue)
+            yield from self._drain(old)  # used before the device was asked
+            old.broken = old.broken or VirtioError("the driver reset this queue", "2.6.1")
+            left = old.detach_unused_bufs()
+            if self.failed is None:
+                ring = self._replacement(queue, old, size)
+                yield from self.transport.setup_queue(queue, ring.layout)
+                self.queues[queue] = ring
+            self.iostack.queues[queue].dispatch.extendleft(reversed(left))  # type: ignore[arg-type]
+        finally:
+            self._replaced = None
+        yield from self.iostack.run_hw_queue(queue)
+
+    def _new_size(self, queue: int, size: int | None) -> int:
+        """The size for a queue that is to be reset; ConfigError if it cannot be."""
+        if not self.features & Feature.RING_RESET:
+            raise ConfigError(
+                "a queue cannot be reset by itself", "the device did not offer RING_RESET: vb.VirtioBlkDevice(ring_reset=True)"
+            )
+        if not 0 <= queue < len(self.queues):
+            raise ConfigError(f"no queue {queue!r}", f"this driver's queues are 0 to {len(self.queues) - 1}")
+        if self._replaced is not None:
+            raise ConfigError(f"queue {self._replaced} is being reset", "wait until its reset_queue() ends")
+        if size is None or size == self.queues[queue].size:
+            return self.queues[queue].size
+        least = self.limits.max_segments + 2  # a chain is never longer than its queue: §2.7.5.3.1
+        most = self._most[queue]
+        if not least <= size <= most:
+            raise ConfigError(f"queue {queue} of {size} entries", f"use {least}, the longest request, to {most}, the device's limit")
+        (check_packed_size if self.packed else check_queue_size)(size)
+        return size
+
+    def _replacement(self, queue: int, old: SplitDriver | PackedDriver, size: int) -> SplitDriver | PackedDriver:
+        """A ring without a buffer in place of ``old``, over its memory if the size is the same."""
+        self._spare[queue, old.size] = old
+        known = self._spare.pop((queue, size), None)
+        if known is not None:
+            ring = known.renew(event_idx=old.event_idx, in_order=old.in_order)
+        else:
+            segments, half = old.indirect_segments, type(old)
+            ring = half.alloc(self.pages, size, event_idx=old.event_idx, in_order=old.in_order, indirect_segments=segments)
+        if self.poll:
+            ring.disable_cb()
+        return ring
+
     # -- requests of the driver's own ------------------------------------------------------------------------------------
 
-    ID_BYTES = ID_BYTES
+    def serial(self) -> Generator[Any, int, str]:
+        """GET_ID: the device's serial, ``/sys/block/vda/serial``; a walk for ``vm.task()``.  Raises OSError if the device refuses."""
+        data = yield from self._ask(ReqType.GET_ID, ID_BYTES)
+        return data.split(b"\0")[0].decode(errors="replace")
+
+    def lifetime(self) -> Generator[Any, int, tuple[int, int, int]]:
+        """GET_LIFETIME: (pre_eol_info, device_lifetime_est_typ_a, device_lifetime_est_typ_b), §5.2.6; needs VIRTIO_BLK_F_LIFETIME."""
+        if not self.features & BlkFeature.LIFETIME:
+            raise ConfigError("the lifetime cannot be asked for", "the device did not offer VIRTIO_BLK_F_LIFETIME: give it lifetime=")
+        found: tuple[int, int, int] = LIFETIME.unpack((yield from self._ask(ReqType.GET_LIFETIME, LIFETIME.size)))
+        return found
+
+    def _ask(self, kind: int, length: int) -> Generator[Any, int, bytes]:
+        """One request that reads ``length`` bytes about the device, waited for by looking every 20 µs."""
+        gpa = self.pages.alloc(length, 16)
+        ended: list[Bio] = []
+        yield from self.iostack.submit_bio(Bio(_DRV_IN, 0, length, [(gpa, length)], _OWN_IO, 0, ended.append, kind), None, lambda: None)
+        while not ended:
+            now = yield ("virtblk_poll", 0)
+            yield Wait(now + _LOOK_NS)
+        if ended[0].status:
+            raise OSError(ended[0].status, f"the device refuses {ReqType(kind).name}: {errno.errorcode[ended[0].status]}")
+        return bytes(self.memory.read(gpa, length))
 
     def set_write_cache(self, writeback: bool) -> Steps:
         """Switch the device's cache mode through ``writeback`` in configuration space (§5.2.5.1, CONFIG_WCE)."""

@@ -210,6 +210,8 @@ class SimVm:
             pass
         if not probe.done:
             raise Stalled("the driver's probe never ended", "the device lost a register access or never finished a reset")
+        if not self.driver.queues:
+            raise ConfigError("there is no device: DeviceID reads 0", "a block device's device_id is 2")
         self.iolog: list[tuple[int, int, int, int, int]] | None = [] if self.machine.iolog else None
         self.tasks: list[FioTask] = self.recipe.app.start(
             self.pages,
@@ -411,15 +413,24 @@ class SimVm:
 
     # -- things to do to a standing machine ------------------------------------------------------------------------------
 
-    def task(self, generator: Any, name: str = "task") -> None:
-        """Run a generator of your own as a guest task on vCPU 0 until it ends, for example ``vm.task(vm.driver.restart())``."""
+    def task(self, generator: Any, name: str = "task") -> Any:
+        """Run a generator of your own as a guest task on vCPU 0 until it ends, for example ``vm.task(vm.driver.restart())``.
+
+        Returns what it returns: ``vm.task(vm.driver.serial())``.
+        """
         self._check_open()
         sched = self.scheduler
-        context = sched.add(f"vCPU 0 {name}", self.vcpus[0], generator, wake_ns=self._ns("wake:task"), task=True)
+        returned: list[Any] = []
+
+        def kept() -> Any:
+            returned.append((yield from generator))
+
+        context = sched.add(f"vCPU 0 {name}", self.vcpus[0], kept(), wake_ns=self._ns("wake:task"), task=True)
         context.notify()
         while not context.done:
             if not sched.run(1) and not context.done:
                 raise Stalled(f"the task {name!r} waits for something that never comes", "step() through the trace")
+        return returned[0]
 
     def resize(self, size: int) -> None:
         """Give the disk another size in bytes; the device tells the driver."""
