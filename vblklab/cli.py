@@ -51,7 +51,8 @@ then:
 _SETTINGS = """\
 parts for --set (it may be given more than once):
   kvm.kick=mmio-exit       ioeventfd or mmio-exit
-  kvm.call=intx            irqfd or intx
+  kvm.call=intx            irqfd, intx, or msi with transport=pci
+  transport=pci            mmio or pci; transport.vectors=2
   queue=128                entries of each virtqueue
   device.queues=2          virtqueues; device.write_cache, device.read_only, …
   driver.poll=true         poll for completions instead of interrupts
@@ -318,7 +319,7 @@ def _trace(args: argparse.Namespace) -> int:
         if args.machine == "live":
             run = _run_some(vm, args.ios)
             status = INTERRUPTED if run.interrupted else OK
-            kept = run.trace or []
+            kept = [event for event in run.trace or () if event.key != "wait"]
             start = next((event.t_ns for event in kept if event.key == _FIRST), 0)
             events = [event._replace(t_ns=event.t_ns - start) for event in kept]  # the host's clock has no zero of its own
         else:

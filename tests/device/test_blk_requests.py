@@ -31,7 +31,7 @@ def filled(board: Board, sectors: int = 32) -> None:
         assert board.request(OUT, sector, data=bytes([sector + 1]) * 512)[0] == OK
 
 
-@pytest.mark.clause("BLK-DEV-015", "BLK-DRV-013", "BLK-DRV-015")
+@pytest.mark.clause("BLK-DEV-015")
 @pytest.mark.parametrize("kind", [DISCARD, WRITE_ZEROES, SECURE_ERASE])
 def test_5_2_6_several_ranges_in_one_request(kind: int) -> None:
     board = Board(vb.VirtioBlkDevice(max_discard_seg=3, secure_erase=True)).boot()
@@ -155,11 +155,20 @@ def test_the_driver_takes_its_limits_from_topology() -> None:
     assert (limits.physical_block_bytes, limits.alignment_offset, limits.io_min, limits.io_opt) == (4096, 1024, 8192, 65536)
 
 
+@pytest.mark.clause("BLK-DRV-012")
 def test_the_driver_asks_for_serial_and_lifetime() -> None:
-    vm = machine(serial="12345678901234567890", lifetime=(2, 4, 5))
+    lengths: list[int] = []
+
+    class Listens(vb.VirtioBlkDevice):
+        def check(self, request: Any) -> int:
+            lengths.append(request.length)
+            return super().check(request)
+
+    device = Listens(serial="12345678901234567890", lifetime=(2, 4, 5))
+    vm = vb.Pipeline(app=vb.Fio(rw="randread", bs=4096, number_ios=1), device=device).boot(vb.SimMachine())
     assert vm.task(vm.driver.serial()) == "12345678901234567890"
     assert vm.task(vm.driver.lifetime()) == (2, 4, 5)
-    assert vm.run().ios == 1
+    assert vm.run().ios == 1 and sorted(lengths) == [6, 20, 4096]
 
 
 def test_a_driver_without_the_feature_does_not_ask() -> None:
@@ -179,7 +188,7 @@ def test_a_device_that_refuses_is_an_error_with_its_name() -> None:
         vm.task(vm.driver.serial())
 
 
-@pytest.mark.clause("BLK-DRV-014")
+@pytest.mark.clause("BLK-DRV-013", "BLK-DRV-014", "BLK-DRV-015")
 @pytest.mark.parametrize("op", [Op.DISCARD, Op.WRITE_ZEROES, Op.SECURE_ERASE])
 def test_a_range_is_cut_to_what_the_device_takes_at_once(op: Op) -> None:
     vm = machine(secure_erase=True, max_discard_sectors=64)

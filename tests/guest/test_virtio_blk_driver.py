@@ -148,7 +148,7 @@ def test_3_1_1_probe_ends_with_driver_ok_and_the_devices_limits() -> None:
     assert sorted(board.device.queues) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("extra", [int(Feature.RING_PACKED), int(Feature.IN_ORDER), 1 << 50, int(BlkFeature.GEOMETRY), 1 << 24])
+@pytest.mark.parametrize("extra", [int(Feature.RING_PACKED), int(Feature.ORDER_PLATFORM), 1 << 50, int(BlkFeature.GEOMETRY), 1 << 24])
 def test_6_1_a_feature_that_the_driver_does_not_know_is_never_accepted(extra: int) -> None:
     device = Quiet()
     device.offers = int(Feature.VERSION_1 | Feature.EVENT_IDX) | extra
@@ -156,6 +156,7 @@ def test_6_1_a_feature_that_the_driver_does_not_know_is_never_accepted(extra: in
     assert board.registers.driver_features == Feature.VERSION_1 | Feature.EVENT_IDX
 
 
+@pytest.mark.clause("BASIC-DRV-046")
 def test_the_allow_list_bounds_what_is_accepted() -> None:
     board = Board(features=int(Feature.INDIRECT_DESC)).probe()
     assert board.registers.driver_features == Feature.VERSION_1 | Feature.INDIRECT_DESC
@@ -172,6 +173,7 @@ class Refuses(Quiet):
         return False
 
 
+@pytest.mark.clause("BASIC-DRV-011", "BASIC-DRV-034", "BASIC-DRV-047")
 @pytest.mark.parametrize(
     ("device", "message"),
     [
@@ -193,7 +195,7 @@ def test_3_1_1_a_probe_that_cannot_go_on_sets_failed(device: Quiet, message: str
     assert board.status & Status.FAILED and not board.status & Status.DRIVER_OK
 
 
-@pytest.mark.parametrize(("attribute", "value", "register"), [("device_id", 4, "DeviceID"), ("device_id", 0, "DeviceID")])
+@pytest.mark.parametrize(("attribute", "value", "register"), [("device_id", 4, "DeviceID"), ("device_id", 1, "DeviceID")])
 def test_4_2_3_1_1_a_device_of_another_kind_is_left_alone(attribute: str, value: int, register: str) -> None:
     device = Quiet()
     setattr(device, attribute, value)
@@ -203,6 +205,7 @@ def test_4_2_3_1_1_a_device_of_another_kind_is_left_alone(attribute: str, value:
     assert board.status == 0, "not touched"
 
 
+@pytest.mark.clause("MMIO-DRV-016")
 def test_the_driver_uses_the_smaller_of_its_and_the_devices_queue_size() -> None:
     assert Board(Quiet(queue_size_max=4), size=16).probe().driver.queues[0].size == 4
     assert Board(Quiet(queue_size_max=64), size=16).probe().driver.queues[0].size == 16
@@ -302,6 +305,7 @@ def test_a_device_that_lies_about_its_used_ring_ends_every_request_with_eio() ->
     assert board.ring().avail_idx == 2
 
 
+@pytest.mark.clause("MMIO-DRV-021", "MMIO-DRV-032")
 def test_4_2_3_4_the_interrupt_is_acknowledged_before_the_ring_is_looked_at() -> None:
     board = Board().probe()
     board.submit()
@@ -469,6 +473,7 @@ def test_2_1_2_device_needs_reset_ends_what_is_in_flight_with_eio_and_a_restart_
     assert run.jobs[0].error == errno.EIO
 
 
+@pytest.mark.clause("BASIC-DRV-004")
 def test_device_needs_reset_ends_requests_that_wait_for_room_too() -> None:
     board = Board(Quiet(indirect=False), size=4).probe()
     for io in (1, 2, 3):
@@ -531,6 +536,7 @@ def test_5_2_4_a_capacity_change_reaches_the_driver_and_the_new_sectors_serve() 
     assert (vm.driver.capacity_sectors, vm.driver.capacity_changes) == (4096, 1)
 
 
+@pytest.mark.clause("BASIC-DRV-014", "BASIC-DRV-016")
 def test_2_5_1_capacity_is_read_from_one_generation() -> None:
     board = Board().probe()
     reads = 0

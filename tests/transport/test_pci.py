@@ -284,6 +284,8 @@ def test_each_half_of_an_address_is_accessible_by_itself(board: PciBoard) -> Non
     assert (board.get((Q_DESC, 4)), board.get((Q_DESC + 4, 4))) == (0, 0x11223344)
     board.set((Q_DESC, 4), 0x55667788)
     assert (board.get((Q_DESC, 4)), board.get((Q_DESC + 4, 4))) == (0x55667788, 0x11223344)
+    board.set((Q_DESC + 4, 4), 0x99AABBCC)
+    assert (board.get((Q_DESC, 4)), board.get((Q_DESC + 4, 4))) == (0x55667788, 0x99AABBCC)
     board.boot()
     capacity = board.regs.read(board.gpa[DEVICE], 4), board.regs.read(board.gpa[DEVICE] + 4, 4)
     assert capacity == (board.store.size >> 9, 0)

@@ -170,12 +170,12 @@ class ZonedDisk:
         if len(data) > self.max_append_sectors * SECTOR_BYTES:
             raise ConfigError(f"an append of {len(data)} bytes", f"the device takes at most {self.max_append_sectors} sectors")
         driver = self._driver
+        most, room = driver.limits.max_segment_bytes, driver.limits.max_segments - 1  # append_sector takes the place of a segment
+        if len(data) > most * room:
+            raise ConfigError(f"an append of {len(data)} bytes", f"a request here holds {room} segments of {most} bytes")
         gpa = self._take(len(data))
         driver.memory.write(gpa, data)
-        most = driver.limits.max_segment_bytes
         segments = [(gpa + at, min(most, len(data) - at)) for at in range(0, len(data), most)]
-        if len(segments) > driver.limits.max_segments:
-            raise ConfigError(f"an append of {len(data)} bytes", f"a request holds {driver.limits.max_segments} segments of {most} bytes")
         bio = yield from driver.execute(Op.ZONE_APPEND, sector, segments)
         self._give_back(len(data), gpa)
         return _appended(bio)

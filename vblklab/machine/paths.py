@@ -14,6 +14,7 @@ from ..guest.virtio_blk import VirtioBlkDriver
 from ..iostack import IOStack
 from ..kvm import KvmBus, KvmInterrupt
 from ..ring import SplitDevice, SplitDriver
+from ..spec.virtio import Feature
 from ..transport import InterruptStatus, MmioRegisters, MmioTransport
 from .fused import Solo, guest_interrupts, guest_task
 from .fused_drive import Hardware, host_interrupts
@@ -28,6 +29,10 @@ _WRITTEN = Written(
     *(FioTask, IOStack, VirtioBlkDriver, SplitDriver, KvmBus, KvmInterrupt, MmioRegisters, MmioTransport, InterruptStatus),
     *(VirtioBlkDevice, SplitDevice, Simulated, NvmeDriver, Drive, ServiceTime),
 )
+_NOT_FUSED = {
+    Feature.IN_ORDER: "VIRTIO_F_IN_ORDER: the fused path takes descriptors in any order",
+    Feature.RING_RESET: "VIRTIO_F_RING_RESET: the fused path keeps to the rings that it began with",
+}
 _PLACED = ("on_notify", "on_interrupt")  # functions that the machine itself sets on the registers
 
 
@@ -52,6 +57,8 @@ def choose(vm: Any) -> Iterator[Choice]:
     if any(context.started and type(context) is not Fused for context in vm.task_contexts):
         general = general or "the application was stepped into"
     wire = general or (None if isinstance(vm.registers, MmioRegisters) else f"transport={vm.recipe.transport!r}: only virtio-mmio is fused")
+    negotiated = getattr(vm.driver, "features", 0)
+    wire = wire or next((why for feature, why in _NOT_FUSED.items() if negotiated & feature), None)
     guest = wire or (None if vm._bus._fast else "kvm kick='mmio-exit': the vCPU's thread serves the queue")
     irq_why = guest or _first((*guest_parts, vm._interrupt, *rings))
     device_why = wire or _first((vm.device, *host_parts, vm._interrupt, *queues))
