@@ -130,6 +130,7 @@ class ZonedDisk:
         zones: list[BlkZone] = []
         while len(zones) < most and sector < driver.capacity_sectors:
             gpa = self._take(_REPORT_BYTES)
+            driver.memory.write(gpa, bytes(_REPORT_BYTES))
             bio = yield from driver.execute(Op.DRV_IN, sector, [(gpa, _REPORT_BYTES)], int(ReqType.ZONE_REPORT))
             data = bytes(driver.memory.read(gpa, _REPORT_BYTES))
             self._give_back(_REPORT_BYTES, gpa)
@@ -196,6 +197,8 @@ class ZonedDisk:
         expected = sector - sector % self.zone_sectors
         zones = []
         for number in range(count):
+            if expected >= self._driver.capacity_sectors:
+                break
             capacity, start, wp, kind, state = ZONE_DESC.unpack_from(data, ZONE_REPORT.size + number * ZONE_DESC.size)
             length = min(self.zone_sectors, self._driver.capacity_sectors - start)
             if start != expected or length <= 0:
