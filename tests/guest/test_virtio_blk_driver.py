@@ -148,7 +148,7 @@ def test_3_1_1_probe_ends_with_driver_ok_and_the_devices_limits() -> None:
     assert sorted(board.device.queues) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("extra", [int(Feature.RING_PACKED), int(Feature.IN_ORDER), 1 << 50, int(BlkFeature.GEOMETRY), 1 << 24])
+@pytest.mark.parametrize("extra", [int(Feature.RING_PACKED), int(Feature.ORDER_PLATFORM), 1 << 50, int(BlkFeature.GEOMETRY), 1 << 24])
 def test_6_1_a_feature_that_the_driver_does_not_know_is_never_accepted(extra: int) -> None:
     device = Quiet()
     device.offers = int(Feature.VERSION_1 | Feature.EVENT_IDX) | extra
@@ -195,7 +195,7 @@ def test_3_1_1_a_probe_that_cannot_go_on_sets_failed(device: Quiet, message: str
     assert board.status & Status.FAILED and not board.status & Status.DRIVER_OK
 
 
-@pytest.mark.parametrize(("attribute", "value", "register"), [("device_id", 4, "DeviceID"), ("device_id", 0, "DeviceID")])
+@pytest.mark.parametrize(("attribute", "value", "register"), [("device_id", 4, "DeviceID"), ("device_id", 1, "DeviceID")])
 def test_4_2_3_1_1_a_device_of_another_kind_is_left_alone(attribute: str, value: int, register: str) -> None:
     device = Quiet()
     setattr(device, attribute, value)
@@ -205,6 +205,7 @@ def test_4_2_3_1_1_a_device_of_another_kind_is_left_alone(attribute: str, value:
     assert board.status == 0, "not touched"
 
 
+@pytest.mark.clause("MMIO-DRV-016")
 def test_the_driver_uses_the_smaller_of_its_and_the_devices_queue_size() -> None:
     assert Board(Quiet(queue_size_max=4), size=16).probe().driver.queues[0].size == 4
     assert Board(Quiet(queue_size_max=64), size=16).probe().driver.queues[0].size == 16
@@ -304,6 +305,7 @@ def test_a_device_that_lies_about_its_used_ring_ends_every_request_with_eio() ->
     assert board.ring().avail_idx == 2
 
 
+@pytest.mark.clause("MMIO-DRV-021", "MMIO-DRV-032")
 def test_4_2_3_4_the_interrupt_is_acknowledged_before_the_ring_is_looked_at() -> None:
     board = Board().probe()
     board.submit()

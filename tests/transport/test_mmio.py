@@ -68,6 +68,7 @@ def negotiated(board: Board, features: int | None = None) -> Board:
 # -- constant registers --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause("MMIO-DEV-001", "MMIO-DEV-002")
 def test_4_2_2_1_identity_registers_read_what_the_specification_says(board: Board) -> None:
     assert [board.regs.read(offset) for offset in (MAGIC, VERSION, DEVICE_ID)] == [0x74726976, 2, 2]
     assert board.regs.read(VENDOR_ID) == int.from_bytes(b"vblk", "little")
@@ -345,6 +346,7 @@ def test_a_queue_that_is_not_ready_is_not_served(board: Board) -> None:
     assert board.status() == 15
 
 
+@pytest.mark.clause("MMIO-DEV-008")
 def test_4_2_2_1_a_queue_is_left_alone_once_queue_ready_reads_0(board: Board) -> None:
     board.boot()
     board.regs.write(QUEUE_SEL, 0)
@@ -360,6 +362,7 @@ def test_4_2_2_1_a_queue_is_left_alone_once_queue_ready_reads_0(board: Board) ->
     assert board.works(1), "the other queue goes on"
 
 
+@pytest.mark.clause("MMIO-DEV-008")
 def test_4_2_2_1_a_completion_does_not_reach_a_queue_that_was_stopped_meanwhile() -> None:
     engine = Held()
     board = Board(engine=engine).boot()
@@ -373,6 +376,7 @@ def test_4_2_2_1_a_completion_does_not_reach_a_queue_that_was_stopped_meanwhile(
     assert board.notified == []
 
 
+@pytest.mark.clause("MMIO-DEV-008")
 @pytest.mark.parametrize("after", range(6))
 def test_4_2_2_1_a_queue_stopped_at_any_trace_point_is_left_alone_from_there_on(after: int) -> None:
     board = Board().boot()
@@ -434,6 +438,7 @@ def test_2_7_10_2_a_kick_without_a_buffer_is_ignored(board: Board) -> None:
 # -- interrupts ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause("MMIO-DEV-003", "MMIO-DEV-004")
 def test_4_2_2_1_an_interrupt_bit_stays_until_it_is_acknowledged(board: Board) -> None:
     board.boot()
     assert board.regs.read(INTERRUPT_STATUS) == 0
@@ -450,6 +455,7 @@ def test_4_2_2_1_an_interrupt_bit_stays_until_it_is_acknowledged(board: Board) -
     assert board.regs.read(INTERRUPT_STATUS) == 0
 
 
+@pytest.mark.clause("MMIO-DEV-003", "MMIO-DEV-004")
 def test_acknowledging_all_ones_leaves_no_undefined_bit(board: Board) -> None:
     board.boot(F_FLUSH)  # without EVENT_IDX every used buffer is told
     board.works()
@@ -459,6 +465,7 @@ def test_acknowledging_all_ones_leaves_no_undefined_bit(board: Board) -> None:
     assert board.regs.read(INTERRUPT_STATUS) == 1
 
 
+@pytest.mark.clause("MMIO-DEV-005", "MMIO-DEV-006")
 def test_4_2_2_1_a_reset_clears_interrupts_and_queues(board: Board) -> None:
     board.boot()
     board.works()
@@ -503,6 +510,7 @@ def test_2_5_2_configuration_is_readable_before_features_ok(full: Board) -> None
     assert full.regs.read(CONFIG + 36) == 1000
 
 
+@pytest.mark.clause("MMIO-DEV-007")
 def test_4_2_2_1_the_generation_changes_with_the_configuration(board: Board) -> None:
     board.boot()
     seen = [board.regs.read(GENERATION)]
@@ -748,7 +756,20 @@ DEVICES = {
 }
 
 
-@pytest.mark.clause("BASIC-DRV-017")
+@pytest.mark.clause(
+    "BASIC-DRV-017",
+    "MMIO-DRV-001",
+    "MMIO-DRV-002",
+    "MMIO-DRV-003",
+    "MMIO-DRV-004",
+    "MMIO-DRV-005",
+    "MMIO-DRV-006",
+    "MMIO-DRV-007",
+    "MMIO-DRV-016",
+    "MMIO-DRV-026",
+    "MMIO-DRV-027",
+    "MMIO-DRV-030",
+)
 @pytest.mark.parametrize("queues", [1, 2])
 @pytest.mark.parametrize("device", DEVICES)
 def test_4_2_2_2_every_access_of_the_drivers_probe_is_allowed(device: str, queues: int) -> None:
@@ -768,6 +789,7 @@ def test_4_2_2_2_every_access_of_the_drivers_probe_is_allowed(device: str, queue
     assert driver.num_queues == queues
 
 
+@pytest.mark.clause("MMIO-DRV-001", "MMIO-DRV-002", "MMIO-DRV-003", "MMIO-DRV-017")
 def test_4_2_2_2_every_access_of_a_second_probe_is_allowed() -> None:
     board = Board(queues=2, memory_bytes=1 << 20)
     driver, bus = attached(board)
@@ -801,7 +823,8 @@ def test_the_probe_reads_what_the_device_says() -> None:
     assert (limits.max_discard_sectors, limits.max_write_zeroes_sectors, limits.flush, limits.read_only) == (800, 800, True, False)
 
 
-@pytest.mark.parametrize(("offset", "value"), [(MAGIC, 0), (MAGIC, 0x74726977), (VERSION, 1), (VERSION, 3), (DEVICE_ID, 1), (DEVICE_ID, 0)])
+@pytest.mark.clause("MMIO-DRV-008", "MMIO-DRV-009", "MMIO-DRV-010", "MMIO-DRV-011")
+@pytest.mark.parametrize(("offset", "value"), [(MAGIC, 0), (MAGIC, 0x74726977), (VERSION, 1), (VERSION, 3), (DEVICE_ID, 1), (DEVICE_ID, 4)])
 def test_4_2_3_1_1_a_device_that_is_no_virtio_block_device_is_left_alone(offset: int, value: int) -> None:
     board = Board(memory_bytes=1 << 20)
     driver, bus = attached(board)
@@ -875,6 +898,7 @@ def test_a_driver_waits_until_a_reset_is_over() -> None:
     assert board.status() == 0
 
 
+@pytest.mark.clause("MMIO-DRV-017")
 def test_4_2_3_2_a_queue_in_use_is_not_set_up_again() -> None:
     board = Board(memory_bytes=1 << 20)
     driver, _ = attached(board)

@@ -43,6 +43,8 @@ class BlkConfig:
         event_idx: bool = True,
         indirect: bool = True,
         packed: bool = False,
+        in_order: bool = False,
+        ring_reset: bool = False,
         max_discard_seg: int = 1,
         secure_erase: bool = False,
         physical_block_size: int | None = None,
@@ -84,6 +86,8 @@ class BlkConfig:
         self.event_idx = event_idx
         self.indirect = indirect
         self.packed = packed
+        self.in_order = in_order
+        self.ring_reset = ring_reset
         self.max_discard_seg = max_discard_seg
         self.secure_erase = secure_erase
         self.physical_block_size = physical_block_size or block_size
@@ -109,6 +113,10 @@ class BlkConfig:
             bits |= Feature.INDIRECT_DESC
         if self.packed:
             bits |= Feature.RING_PACKED
+        if self.in_order:
+            bits |= Feature.IN_ORDER
+        if self.ring_reset:
+            bits |= Feature.RING_RESET
         if self.size_max:
             bits |= BlkFeature.SIZE_MAX
         if self.read_only:

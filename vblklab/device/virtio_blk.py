@@ -120,6 +120,14 @@ class VirtioBlkDevice(BlkConfig):
         self._resubmits.pop(number, None)
         self._wake()
 
+    def reset_queue(self, number: int, done: Callable[[], None]) -> None:
+        """RING_RESET: pop, use and tell nothing more of this queue; ``done()`` is called when no request is in guest memory (§2.6.1).
+
+        What is in flight ends without a used element, since the driver offers it again.
+        """
+        self.queues[number].abandon()
+        self.stop_queue(number, done)
+
     def reset(self) -> None:
         """The driver wrote 0 to Status.  Stop taking buffers now; ``run`` reports when nothing is in flight any more."""
         self.epoch += 1
@@ -284,6 +292,8 @@ class VirtioBlkDevice(BlkConfig):
             if engine.batch and not engine.batched:
                 yield from engine.flush()
                 yield from self.complete_batch(engine.reap())
+        elif queue.abandoned:
+            queue.detach(request.chain)
         return True
 
     def enter(self, number: int) -> bool:
@@ -311,7 +321,9 @@ class VirtioBlkDevice(BlkConfig):
 
     def _owns(self, queue: SplitDevice) -> bool:
         """Whether this ring's memory is still the device's: the queue runs, or was stopped and finishes."""
-        return self.queues.get(queue.number) is queue or any(stopping is queue for stopping, _ in self._stopping)
+        if self.queues.get(queue.number) is queue:
+            return True
+        return not queue.abandoned and any(stopping is queue for stopping, _ in self._stopping)
 
     # -- the steps -------------------------------------------------------------------------------------------------------
 
@@ -454,12 +466,17 @@ class VirtioBlkDevice(BlkConfig):
         yield from self._push(request.queue)
 
     def _complete(self, request: BlkRequest, status: int) -> Steps:
+        queue = request.queue
         try:
-            yield from self.complete(request, status)
+            if not queue.abandoned:
+                yield from self.complete(request, status)
         except Exception as error:
             self._report(error)
             if not request.ended:
                 yield from VirtioBlkDevice.complete(self, request, _IOERR)
+        if queue.abandoned and not request.ended:
+            queue.detach(request.chain)
+            request.ended = True
 
     def _push(self, queue: SplitDevice) -> Steps:
         try:

@@ -12,6 +12,8 @@ from ..events import Wait
 from ..iostack import Bio, IOStack, Limits, Op, Request
 from ..memory import GuestPages, Segment
 from ..ring import PackedDriver, SplitDriver
+from ..ring.packed import check_packed_size
+from ..ring.split import check_queue_size
 from ..spec.virtio import DEVICE_ID_BLOCK, Feature, Status
 from ..spec.virtio_blk import (
     CONFIG_OFFSETS,
@@ -64,6 +66,8 @@ class VirtioBlkDriver:
         Feature.VERSION_1
         | Feature.EVENT_IDX
         | Feature.INDIRECT_DESC
+        | Feature.IN_ORDER
+        | Feature.RING_RESET
         | BlkFeature.SIZE_MAX
         | BlkFeature.SEG_MAX
         | BlkFeature.RO
@@ -106,15 +110,23 @@ class VirtioBlkDriver:
         self.capacity_changes = 0
         self.limits = Limits()
         self.failed: VirtioError | None = None
+        self._restarts = 0
         self.kicks = self.kick_decisions = self.interrupts = self.polls = 0
         self._polling: set[int] = set()
+        self._most: dict[int, int] = {}
+        self._replaced: int | None = None  # the queue that is being reset: nothing is put on it
+        self._spare: dict[tuple[int, int], SplitDriver | PackedDriver] = {}  # rings of another size, by queue and size
 
     # -- probe -----------------------------------------------------------------------------------------------------------
 
     def probe(self) -> Steps:
-        """The initialisation handshake of §3.1.1 and ``virtblk_probe()``; raises VirtioError and sets FAILED if it cannot."""
+        """The initialisation handshake of §3.1.1 and ``virtblk_probe()``; raises VirtioError and sets FAILED if it cannot.
+
+        Where no device is, it does nothing: ``queues`` stays empty.
+        """
         transport = self.transport
-        yield from transport.probe(DEVICE_ID_BLOCK)
+        if (yield from transport.probe(DEVICE_ID_BLOCK)):
+            return
         yield from transport.reset()
         yield from transport.add_status(Status.ACKNOWLEDGE)
         yield from transport.add_status(Status.DRIVER)
@@ -182,20 +194,21 @@ class VirtioBlkDriver:
             most = yield from self.transport.queue_size_max(number)
             if not most:
                 raise VirtioError(f"queue {number} does not exist although num_queues is {self.num_queues}", "4.2.3.2")
+            self._most[number] = most  # virtio-pci tells it until the queue is set up
             sizes.append(min(self.queue_size, most))
         least = min(sizes)
         if least < 3:  # a chain is never longer than its queue, in a table or not: §2.7.5.3.1
             raise ConfigError(f"a queue of {least} entries", "a request needs 3 descriptors")
         self.limits = replace(self.limits, max_segments=min(self.limits.max_segments, least - 2))
         indirect = self.limits.max_segments + 2 if self.features & Feature.INDIRECT_DESC else 0
-        event_idx = bool(self.features & Feature.EVENT_IDX)
+        event_idx, in_order = bool(self.features & Feature.EVENT_IDX), bool(self.features & Feature.IN_ORDER)
         for number, size in enumerate(sizes):
             old = None if first else self.queues[number]
             if old is not None and (old.size, old.indirect_segments) == (size, indirect):
-                ring = self.queues[number] = old.renew(event_idx=event_idx)
+                ring = self.queues[number] = old.renew(event_idx=event_idx, in_order=in_order)
             else:
                 half = PackedDriver if self.packed else SplitDriver
-                ring = half.alloc(self.pages, size, event_idx=event_idx, indirect_segments=indirect)
+                ring = half.alloc(self.pages, size, event_idx=event_idx, in_order=in_order, indirect_segments=indirect)
                 self.queues[number:] = [ring, *self.queues[number + 1 :]]
             if self.poll:
                 ring.disable_cb()
@@ -217,6 +230,9 @@ class VirtioBlkDriver:
             yield from self.iostack.complete(rq, errno.EIO)
             return True
         queue = rq.queue
+        if queue == self._replaced:
+            yield ("virtio_queue_rq", rq.key)
+            return False
         ring = self.queues[queue]
         try:
             head = ring.add_sgs(*self._segments(rq), rq)
@@ -256,6 +272,8 @@ class VirtioBlkDriver:
 
     def commit_rqs(self, queue: int) -> Steps:
         """``virtio_commit_rqs()``: the kick for requests queued with ``last=False``."""
+        if queue == self._replaced:
+            return
         self.kick_decisions += 1
         yield ("virtqueue_kick_prepare", queue)
         if self.queues[queue].kick_prepare():
@@ -339,10 +357,21 @@ class VirtioBlkDriver:
             self.capacity_changes += 1
 
     def _fail(self, error: VirtioError) -> Steps:
-        """Nothing more will come back: end every request in flight with EIO."""
+        """Nothing more will come back: reset the device, so that no buffer is its own any more (§3.3.1), and end every request."""
+        self._break(error)
+        restarts = self._restarts
+        yield from self.transport.reset(lambda: self._restarts != restarts)
+        if self._restarts == restarts:
+            yield from self._end_all()
+
+    def _break(self, error: VirtioError) -> None:
         self.failed = error
         for ring in self.queues:
             ring.broken = ring.broken or error
+
+    def _end_all(self) -> Steps:
+        """End every request in flight with EIO; the device was reset."""
+        for ring in self.queues:
             for rq in ring.detach_unused_bufs():
                 yield from self.iostack.complete(rq, errno.EIO)  # type: ignore[arg-type]
         for hctx in self.iostack.queues:
@@ -351,10 +380,67 @@ class VirtioBlkDriver:
 
     def restart(self) -> Steps:
         """Reset and probe again after a failure; what was in flight ends with EIO first."""
+        self._restarts += 1
         yield from self.transport.reset()
-        yield from self._fail(VirtioError("the driver reset the device", "2.4"))
+        self._break(VirtioError("the driver reset the device", "2.4"))
+        yield from self._end_all()
         yield from self.probe()
         self.failed = None
+
+    def reset_queue(self, queue: int, size: int | None = None) -> Steps:
+        """Reset one queue and use it again, of ``size`` entries if given, while the others go on (RING_RESET, §2.6).
+
+        What was in flight is offered again: ``virtqueue_reset()``, ``virtqueue_resize()``.  Raises ConfigError if the feature was not
+        negotiated, there is no such queue, the size cannot be, or a queue is being reset already.
+        """
+        size = self._new_size(queue, size)
+        old = self.queues[queue]
+        self._replaced = queue
+        try:
+            yield from self.transport.reset_queue(queue)
+            yield from self._drain(old)  # used before the device was asked
+            old.broken = old.broken or VirtioError("the driver reset this queue", "2.6.1")
+            left = old.detach_unused_bufs()
+            if self.failed is None:
+                ring = self._replacement(queue, old, size)
+                yield from self.transport.setup_queue(queue, ring.layout)
+                self.queues[queue] = ring
+            self.iostack.queues[queue].dispatch.extendleft(reversed(left))  # type: ignore[arg-type]
+        finally:
+            self._replaced = None
+        yield from self.iostack.run_hw_queue(queue)
+
+    def _new_size(self, queue: int, size: int | None) -> int:
+        """The size for a queue that is to be reset; ConfigError if it cannot be."""
+        if not self.features & Feature.RING_RESET:
+            raise ConfigError(
+                "a queue cannot be reset by itself", "the device did not offer RING_RESET: vb.VirtioBlkDevice(ring_reset=True)"
+            )
+        if not 0 <= queue < len(self.queues):
+            raise ConfigError(f"no queue {queue!r}", f"this driver's queues are 0 to {len(self.queues) - 1}")
+        if self._replaced is not None:
+            raise ConfigError(f"queue {self._replaced} is being reset", "wait until its reset_queue() ends")
+        if size is None or size == self.queues[queue].size:
+            return self.queues[queue].size
+        least = self.limits.max_segments + 2  # a chain is never longer than its queue: §2.7.5.3.1
+        most = self._most[queue]
+        if not least <= size <= most:
+            raise ConfigError(f"queue {queue} of {size} entries", f"use {least}, the longest request, to {most}, the device's limit")
+        (check_packed_size if self.packed else check_queue_size)(size)
+        return size
+
+    def _replacement(self, queue: int, old: SplitDriver | PackedDriver, size: int) -> SplitDriver | PackedDriver:
+        """A ring without a buffer in place of ``old``, over its memory if the size is the same."""
+        self._spare[queue, old.size] = old
+        known = self._spare.pop((queue, size), None)
+        if known is not None:
+            ring = known.renew(event_idx=old.event_idx, in_order=old.in_order)
+        else:
+            segments, half = old.indirect_segments, type(old)
+            ring = half.alloc(self.pages, size, event_idx=old.event_idx, in_order=old.in_order, indirect_segments=segments)
+        if self.poll:
+            ring.disable_cb()
+        return ring
 
     # -- requests of the driver's own ------------------------------------------------------------------------------------
 

@@ -258,6 +258,8 @@ class LiveVm:
     def _boot(self) -> None:
         probe = self.loop.add("guest boot", self.driver.probe(), task=True)
         self._turn_until(lambda: probe.done, "the driver's probe")
+        if not self.driver.queues:
+            raise ConfigError("there is no device: DeviceID reads 0", "a block device's device_id is 2")
         self.iolog: list[tuple[int, int, int, int, int]] | None = [] if self.machine.iolog else None
         vcpus = default_vcpus(self.recipe)
         self.tasks: list[FioTask] = self.recipe.app.start(

@@ -14,6 +14,7 @@ from ..guest.virtio_blk import VirtioBlkDriver
 from ..iostack import IOStack
 from ..kvm import KvmBus, KvmInterrupt, PciInterrupt, PciKvmBus
 from ..ring import SplitDevice, SplitDriver
+from ..spec.virtio import Feature
 from ..transport import InterruptStatus, MmioRegisters, MmioTransport, Msix, PciConfig, PciRegisters, PciTransport
 from .fused import Solo, guest_interrupts, guest_task
 from .fused_drive import Hardware, host_interrupts
@@ -29,6 +30,10 @@ _WRITTEN = Written(
     *(PciKvmBus, PciInterrupt, PciRegisters, PciTransport, PciConfig, Msix),
     *(VirtioBlkDevice, SplitDevice, Simulated, NvmeDriver, Drive, ServiceTime),
 )
+_NOT_FUSED = {
+    Feature.IN_ORDER: "VIRTIO_F_IN_ORDER: the fused path takes descriptors in any order",
+    Feature.RING_RESET: "VIRTIO_F_RING_RESET: the fused path keeps to the rings that it began with",
+}
 _PLACED = ("on_notify", "on_interrupt")  # functions that the machine itself sets on the registers
 
 
@@ -54,9 +59,11 @@ def choose(vm: Any) -> Iterator[Choice]:
     mmio = isinstance(vm.registers, MmioRegisters)
     if not mmio:
         guest_parts += (vm.registers.config, *([vm.registers.msix] if vm.registers.msix is not None else []))
-    guest = general or (None if vm._bus._fast else "kvm kick='mmio-exit': the vCPU's thread serves the queue")
+    negotiated = getattr(vm.driver, "features", 0)
+    wire = general or next((why for feature, why in _NOT_FUSED.items() if negotiated & feature), None)
+    guest = wire or (None if vm._bus._fast else "kvm kick='mmio-exit': the vCPU's thread serves the queue")
     irq_why = guest or _first((*guest_parts, vm._interrupt, *rings))
-    device_why = general or _first((vm.device, *host_parts, vm._interrupt, *queues))
+    device_why = wire or _first((vm.device, *host_parts, vm._interrupt, *queues))
     if any(getattr(queue, "inflight", None) is not None for queue in queues):
         device_why = device_why or "a queue keeps a record of its buffers in flight"
     host_why = general or (None if drive is not None else "no drive") or _first(host_parts)

@@ -210,6 +210,8 @@ class SimVm:
             pass
         if not probe.done:
             raise Stalled("the driver's probe never ended", "the device lost a register access or never finished a reset")
+        if not self.driver.queues:
+            raise ConfigError("there is no device: DeviceID reads 0", "a block device's device_id is 2")
         self.iolog: list[tuple[int, int, int, int, int]] | None = [] if self.machine.iolog else None
         self.tasks: list[FioTask] = self.recipe.app.start(
             self.pages,
