@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .device import EmptyDevice, VirtioBlkDevice
+    from .device import EmptyDevice, VirtioBlkDevice, Zones
     from .disk import ImageFile, Nvme, Ram, VolatileCache
     from .engine import IoUring, Mapped, Simulated, Sync, Threads
     from .errors import (
@@ -104,6 +104,7 @@ _WHERE = {
     "VolatileCache": "disk",
     "WAIT": "events",
     "Wait": "events",
+    "Zones": "device",
     "check": "lab.check",
     "compare": "view",
     "doctor": "lab.doctor",
