@@ -215,6 +215,7 @@ _D("U4", "device", "q", "virtio_notify_config", "", "the device tells of a confi
 _D("U5", "kvm", "t", "kvm_set_irq", "gsi level", "KVM's interrupt controller takes the line")
 _D("U5", "kvm", "t", "kvm_inj_virq", "gsi", "the interrupt enters the vCPU (not reported with APICv)")
 _D("U5", "kvm", "f", "guest:epoll_wait", "", "live: the guest's thread was asleep and wakes")
+_D("U5", "kvm", "t", "guest:irq_handler_entry", "irq", "the vCPU has taken the interrupt: the first instruction of its handler")
 _D("U6", "driver", "f", "vm_interrupt", "", "the handler runs: InterruptStatus is read and acknowledged", _R + "§4.2.2")
 _D("U6", "driver", "f", "vring_interrupt", "queue", "one queue's callback is called")
 _D("U6", "driver", "f", "virtblk_done", "queue", "the used ring is drained with callbacks off")

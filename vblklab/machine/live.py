@@ -38,7 +38,7 @@ from .live_device import (
 )
 from .loop import LiveLoop, LogEntry
 
-__all__ = ["LiveMachine", "LiveVm", "live_missing"]
+__all__ = ["LiveBus", "LiveMachine", "LiveVm", "live_missing"]
 
 Steps = Generator[Any, int, Any]
 _INTERRUPT_STATUS, _INTERRUPT_ACK = int(Reg.INTERRUPT_STATUS), int(Reg.INTERRUPT_ACK)
@@ -98,7 +98,7 @@ class LiveMachine:
         return LiveVm(self, recipe)
 
 
-class _LiveBus:
+class LiveBus:
     """The driver's register accesses: a request on a socket; the doorbell is an eventfd, InterruptStatus lies in shared memory."""
 
     def __init__(self, sock: socket.socket, kicks: tuple[int, ...], status: SharedInterruptStatus, dead: Callable[[], VblkError]) -> None:
@@ -142,6 +142,8 @@ class _LiveBus:
 class LiveVm:
     """A booted live recipe.  ``run()`` runs it to its end."""
 
+    RUNG = "L2 live"
+
     def __init__(self, machine: LiveMachine, recipe: Recipe) -> None:
         self.machine = machine
         self.recipe = recipe
@@ -174,7 +176,7 @@ class LiveVm:
         self._take_over(kvm, vcpus)
         size = memory_bytes(recipe, device.num_queues, device.seg_max, recipe.queue.size)
         fds, mmio, self._control = self._open_fds(size, device.num_queues)
-        words = memoryview(mmap(fds.words, 4096)).cast("I")
+        self._words = memoryview(mmap(fds.words, 4096))
         self._build_guest(fds.memory, size)
         setup = Setup(
             device,
@@ -186,21 +188,31 @@ class LiveVm:
             int(machine.poll_us * 1000),
             machine.fast,
             not hasattr(recipe.disk, "path"),
+            self._irqfd,
         )
         self._start_device(setup)
-        status = SharedInterruptStatus(words)
-        self.bus = _LiveBus(mmio, fds.kicks, status, self._dead)
+        status = SharedInterruptStatus(self._words.cast("I"))
+        self.bus = self._wire(fds, mmio, status)
         self.transport = MmioTransport(self.bus)
         self.driver.attach(self.pages, self.transport, self.iostack, queue_size=recipe.queue.size, packed=recipe.queue.packed)
+        self.loop.watch(self._control.fileno(), self._from_device)
+
+    _irqfd = True  # whether the call's eventfd is the interrupt's own, so that writing it raises the interrupt
+
+    def _wire(self, fds: Fds, mmio: socket.socket, status: SharedInterruptStatus) -> LiveBus:
+        """The wires between the halves: how registers, kicks and calls travel."""
         irq = self.loop.add("guest irq", self._interrupts(status))
         self.loop.watch_eventfd(fds.call, irq.notify)
-        self.loop.watch(self._control.fileno(), self._from_device)
+        return LiveBus(mmio, fds.kicks, status, self._dead)
+
+    def _make_loop(self) -> LiveLoop:
+        return LiveLoop("guest:epoll_wait", trace=self.machine.trace)
 
     def _build_guest(self, memory_fd: int, size: int) -> None:
         """Our guest but for its transport: memory, a loop, driver and block layer."""
         self.memory = GuestMemory(memoryview(mmap(memory_fd, size)), fence=fence)
         self.pages = GuestPages(self.memory, 0x1000)
-        self.loop = LiveLoop("guest:epoll_wait", trace=self.machine.trace)
+        self.loop = self._make_loop()
         self._closers.append(self.loop.close)
         self.driver = fresh(self.recipe.driver)
         self.iostack = fresh(self.recipe.iostack)
@@ -456,6 +468,9 @@ class LiveVm:
         """What else a figure must say about who was at the other end."""
         return {}
 
+    def _more_counters(self) -> dict[str, int]:
+        return {}
+
     def _run_of(self, interrupted: bool) -> Run:
         assert self._result is not None
         device_log, device_counters = self._result
@@ -474,13 +489,13 @@ class LiveVm:
         threads = self._threads
         return build_run(
             title=f"{self._title()} · iodepth {self.recipe.app.depth}",
-            rung="L2 live",
+            rung=self.RUNG,
             simulated=False,
             provenance={
                 "machine": repr(self.machine),
-                "rung": "L2 live",
-                **self._peers(),
+                "rung": self.RUNG,
                 "kvm": "not used: kick and call are eventfds",
+                **self._peers(),
                 "cost table": "none: times are measured",
                 "seed": "none",
                 "tracing": f"{len(log):,} log entries, step times of {correlator.matched:,} I/Os" if self.machine.trace else "off",
@@ -497,6 +512,7 @@ class LiveVm:
                 "interrupts": self.driver.interrupts,
                 "polls": self.driver.polls,
                 **device_counters,
+                **self._more_counters(),
                 **self.iostack.counts,
             },
             trace=_trace_events(log[:_TRACE_KEPT], names),
