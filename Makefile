@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help lab test long guest bench lint format lock clean
+.PHONY: help lab test long conformance mutants guest bench lint format lock clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -21,7 +21,7 @@ endif
 WITH_PACKAGE := $(VENV)/.with-package
 
 help:  ## this list
-	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / { printf "  make %-8s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / { printf "  make %-12s%s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@printf '\n  PYTHON=python3.12 chooses the Python, LAB_ARGS goes to JupyterLab, TEST_ARGS to pytest.\n'
 
 lab: $(WITH_PACKAGE)  ## open JupyterLab on the first lab
@@ -33,6 +33,13 @@ test: $(WITH_PACKAGE)  ## the whole suite with lint and types, under 15 minutes
 long: $(WITH_PACKAGE)  ## the suite, the soak and every combination; writes docs/long-report.md
 	-$(PY) -m vblklab.peer.setup --all
 	$(PY) -m pytest --long --long-report=docs/long-report.md $(PYTEST_ARGS) $(TEST_ARGS)
+
+conformance: $(WITH_PACKAGE)  ## write docs/conformance.md from the clause markers of the tests
+	$(PY) -m tests.conformance.report
+
+mutants: $(WITH_PACKAGE)  ## run every seeded mutant against the tests of its clauses, then write docs/conformance.md
+	$(PY) -m tests.conformance.mutants
+	$(PY) -m tests.conformance.report
 
 guest: $(WITH_PACKAGE)  ## fetch the kernel that the real guests boot (Debian packages into a cache; no root)
 	$(PY) -m vblklab.peer.setup $(GUEST_ARGS)

@@ -308,7 +308,7 @@ class Board:
         self.size = size
         self.notified: list[int] = []
         self.config_interrupts = 0
-        self.regs = MmioRegisters(self.memory, self.device)
+        self.regs = self._registers()
         self.machine = Trampoline(self._context())
         self.engine.attach(None, self.store, self.machine.notify)
         self.device.attach(self.engine, self.store.size >> 9, read_only=self.store.read_only, notify=self._notify, wake=self.machine.notify)
@@ -331,12 +331,21 @@ class Board:
     def _interrupt(self) -> None:
         self.config_interrupts += 1
 
+    def _registers(self) -> Any:
+        return MmioRegisters(self.memory, self.device)
+
     # registers by their offsets in the specification's table
     def status(self) -> int:
-        return self.regs.read(0x070)
+        return int(self.regs.read(0x070))
+
+    def set_status(self, value: int) -> None:
+        self.regs.write(0x070, value)
+
+    def doorbell(self, queue: int) -> None:
+        self.regs.write(0x050, queue)
 
     def reset(self) -> None:
-        self.regs.write(0x070, 0)
+        self.set_status(0)
         self.machine.run()
         assert self.status() == 0
 
@@ -352,7 +361,7 @@ class Board:
         for sel in (0, 1):
             self.regs.write(0x024, sel)
             self.regs.write(0x020, features >> (32 * sel) & 0xFFFFFFFF)
-        self.regs.write(0x070, self.status() | FEATURES_OK)
+        self.set_status(self.status() | FEATURES_OK)
         return self.status()
 
     def queue(self, number: int, ring: HandRing) -> None:
@@ -367,8 +376,8 @@ class Board:
     def boot(self, features: int | None = None, *, ok: bool = True) -> Board:
         """Reset, negotiate (all that is offered if nothing is named), set up every queue, DRIVER_OK."""
         self.reset()
-        self.regs.write(0x070, ACKNOWLEDGE)
-        self.regs.write(0x070, ACKNOWLEDGE | DRIVER)
+        self.set_status(ACKNOWLEDGE)
+        self.set_status(ACKNOWLEDGE | DRIVER)
         self.features = self.offered() if features is None else features | F_VERSION_1
         assert self.accept(self.features) & FEATURES_OK
         at = 0x1000
@@ -380,13 +389,13 @@ class Board:
             self.rings.append(ring)
         assert at <= 0x9000, "the rings reach into the tables"
         if ok:
-            self.regs.write(0x070, self.status() | DRIVER_OK)
+            self.set_status(self.status() | DRIVER_OK)
             self.machine.run()
         return self
 
     def kick(self, queue: int = 0) -> None:
         """QueueNotify, then the device runs until it idles."""
-        self.regs.write(0x050, queue)
+        self.doorbell(queue)
         self.machine.run()
 
     # requests

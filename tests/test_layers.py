@@ -20,16 +20,16 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"transport", "iostack", "device", "guest"}),
     frozenset({"engine", "disk", "kvm", "vhost", "peer"}),
     frozenset({"trace"}),
-    frozenset({"machine"}),
+    frozenset({"machine", "interleave"}),
     frozenset({"pipeline"}),
     frozenset({"view"}),
     frozenset({"lab"}),
-    frozenset({"cli_serve"}),
+    frozenset({"cli_serve", "cli_ring"}),
     frozenset({"cli", "vblklab", "__main__"}),
 )
 
-# The only imports that may point up, and only inside a function: (module, room). A Run draws itself: run.waterfall().
-LAZY_UP = {("trace/run.py", "view")}
+# The only imports that may point up, and only inside a function: (module, room). Runs and films draw themselves: run.waterfall().
+LAZY_UP = {("trace/run.py", "view"), ("trace/film.py", "view")}
 
 # Sans-I/O: these rooms import none of these, wherever in the file, except in a file of this name.
 SANS_IO_ROOMS = {"spec", "events", "errors", "stats", "memory", "ring", "transport", "iostack", "device", "guest", "vhost"}

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .events import EVENTS, STEPS, WAIT, Wait, event
     from .guest.fio import Fio
     from .guest.virtio_blk import VirtioBlkDriver
+    from .interleave import schedules
     from .iostack import IOStack
     from .kvm import Kvm
     from .lab.chapter_08 import linux_on, linux_run, scratch_image
@@ -49,8 +50,9 @@ if TYPE_CHECKING:
     from .peer import LinuxGuest, QemuDisk
     from .peer.storage_daemon import StorageDaemon
     from .pipeline import Packed, Pipeline, Split
+    from .trace.film import Film, film
     from .trace.run import Run
-    from .transport import Mmio
+    from .transport import Mmio, Pci
     from .view import compare, explore, export, lanes, latency, path_map, waterfall
 
 _WHERE = {
@@ -60,6 +62,7 @@ _WHERE = {
     "DeviceDied": "errors",
     "DiskError": "errors",
     "EVENTS": "events",
+    "Film": "trace.film",
     "Fio": "guest.fio",
     "IOStack": "iostack",
     "IoUring": "engine",
@@ -73,6 +76,7 @@ _WHERE = {
     "NotHere": "errors",
     "Nvme": "disk",
     "Packed": "pipeline",
+    "Pci": "transport",
     "Pipeline": "pipeline",
     "QemuDisk": "peer",
     "QueueFull": "errors",
@@ -103,6 +107,7 @@ _WHERE = {
     "event": "events",
     "explore": "view",
     "export": "view",
+    "film": "trace.film",
     "lanes": "view",
     "latency": "view",
     "linux_on": "lab.chapter_08",
@@ -110,6 +115,7 @@ _WHERE = {
     "path_map": "view",
     "recorded": "machine.guest_run",
     "scratch_image": "lab.chapter_08",
+    "schedules": "interleave",
     "serve": "machine.serve",
     "waterfall": "view",
     "words": "lab.words",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from ._version import __version__
+from .cli_ring import add_ring
 from .cli_serve import add_serve
 from .errors import ConfigError, VblkError
 
@@ -43,13 +44,15 @@ then:
   vblk run randread.fio --set kvm.kick=mmio-exit        another kick
   vblk run randread.fio --machine live --html run.html  for real, with a report
   vblk trace randread.fio --ios 1                       every trace point of one I/O
+  vblk ring --queue packed:8 --play                     a virtqueue, frame by frame
   vblk serve disk.img --socket disk.sock                the image as a disk for QEMU
   vblk doctor                                           what this machine offers
 """
 _SETTINGS = """\
 parts for --set (it may be given more than once):
   kvm.kick=mmio-exit       ioeventfd or mmio-exit
-  kvm.call=intx            irqfd or intx
+  kvm.call=intx            irqfd, intx, or msi with transport=pci
+  transport=pci            mmio or pci; transport.vectors=2
   queue=128                entries of each virtqueue
   device.queues=2          virtqueues; device.write_cache, device.read_only, …
   driver.poll=true         poll for completions instead of interrupts
@@ -136,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("--ios", metavar="N", type=_count, default=3, help="until the first N I/Os are done (default 3)")
     trace.set_defaults(command=_trace)
 
+    add_ring(commands, raw, _recipe)
     add_serve(commands, raw, _count)
 
     doctor = commands.add_parser(
@@ -177,7 +181,8 @@ def _recipe(args: argparse.Namespace) -> Pipeline:
     from .guest.fio import Fio
     from .pipeline import Pipeline
 
-    pipeline = Pipeline(app=Fio.load(args.job))
+    app = Fio.load(args.job) if args.job is not None else Fio(rw="randread", bs=4096, iodepth=2, number_ios=8)
+    pipeline = Pipeline(app=app)
     if args.disk is not None:
         pipeline = pipeline.replace(disk=ImageFile(args.disk))
     for setting in args.settings:

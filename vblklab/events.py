@@ -57,7 +57,7 @@ STEPS: tuple[Step, ...] = (
     Step("U1", "hardware", "host block driver", "the drive's interrupt"),
     Step("U2", "host block driver", "host I/O stack", "the completion travels the host's stack"),
     Step("U3", "host I/O stack", "virtio device", "the completion reaches the device; used ring filled"),
-    Step("U4", "virtio device", "KVM", "virtio_notify(): interrupt line or irqfd"),
+    Step("U4", "virtio device", "KVM", "virtio_notify(): interrupt line, message or irqfd"),
     Step("U5", "KVM", "guest", "the interrupt is injected into the vCPU"),
     Step("U6", "virtio-blk driver", "guest I/O stack", "used ring drained, requests ended"),
     Step("U7", "guest I/O stack", "guest application", "bios ended, the caller wakes"),
@@ -165,6 +165,7 @@ _D(
 )
 _D("D3", "driver", "f", "virtqueue_kick_prepare", "queue", "avail.idx is published; next the event word is read", _R + "§2.7.13.4")
 _D("D3", "driver", "f", "vm_notify", "queue", "the doorbell: a store to QueueNotify", _R + "§4.2.2")
+_D("D3", "driver", "f", "vp_notify", "queue", "the doorbell of virtio-pci: a store to the queue's notify address", _R + "§4.1.5.2")
 _D("D4", "kvm", "t", "kvm_exit", "offset", "the vCPU leaves guest mode")
 _D("D4", "kvm", "t", "kvm_mmio", "offset write value", "the access is decoded")
 _D("D4", "kvm", "t", "kvm_fast_mmio", "offset", "the store matches an ioeventfd and is answered in the kernel")
@@ -213,10 +214,15 @@ _D("U4", "device", "q", "virtio_notify", "queue", "the device wants the interrup
 _D("U4", "device", "q", "virtio_notify_irqfd", "queue", "the device writes the irqfd")
 _D("U4", "device", "q", "virtio_notify_config", "", "the device tells of a configuration change", _R + "§2.3")
 _D("U5", "kvm", "t", "kvm_set_irq", "gsi level", "KVM's interrupt controller takes the line")
-_D("U5", "kvm", "t", "kvm_inj_virq", "gsi", "the interrupt enters the vCPU (not reported with APICv)")
+_D("U5", "kvm", "t", "kvm_msi_set_irq", "address data", "KVM takes a message: a store of data to address")
+_D("U5", "kvm", "t", "kvm_inj_virq", "irq", "the interrupt enters the vCPU (not reported with APICv)")
 _D("U5", "kvm", "f", "guest:epoll_wait", "", "live: the guest's thread was asleep and wakes")
-_D("U5", "kvm", "t", "guest:irq_handler_entry", "irq", "the vCPU has taken the interrupt: the first instruction of its handler")
+_D("U5", "kvm", "t", "vcpu:irq_handler_entry", "irq", "the vCPU has taken the interrupt: the first instruction of its handler")
 _D("U6", "driver", "f", "vm_interrupt", "", "the handler runs: InterruptStatus is read and acknowledged", _R + "§4.2.2")
+_D("U6", "driver", "f", "vp_interrupt", "", "virtio-pci's line: the handler reads the ISR status, which lowers it", _R + "§4.1.5.3")
+_D("U6", "driver", "t", "guest:irq_handler_entry", "vector queue", "MSI-X, a vector a queue: its handler runs and reads no register")
+_D("U6", "driver", "f", "vp_vring_interrupt", "", "MSI-X, one vector for all queues: the handler looks at each of them")
+_D("U6", "driver", "f", "vp_config_changed", "", "MSI-X: the configuration's vector", _R + "§4.1.5.4")
 _D("U6", "driver", "f", "vring_interrupt", "queue", "one queue's callback is called")
 _D("U6", "driver", "f", "virtblk_done", "queue", "the used ring is drained with callbacks off")
 _D("U6", "driver", "f", "virtqueue_get_buf", "rq", "a used element is taken", _R + "§2.7.14")
@@ -238,7 +244,6 @@ _D("D3", "driver", "f", "guest:virtio_queue_rq", "request", "the driver takes th
 _D("D3", "driver", "f", "virtio_queue_rqs", "request", "the driver takes a list of plugged requests, of which this is the first")
 _D("D3", "guest-stack", "t", "block_rq_issue", "sector nr_sector", "the driver has started the request")
 _D("D3", "driver", "f", "guest:virtqueue_add_sgs", "queue token", "descriptors and the ring entry are written", _R + "§2.7.13")
-_D("D3", "driver", "f", "vp_notify", "queue", "the doorbell of virtio-pci: a store to the queue's notify address", _R + "§4.1.5.2")
 _D("U6", "guest-stack", "t", "guest:block_rq_complete", "sector nr_sector", "the request and its bios end")
 _D("U7", "app", "t", "guest:sys_exit_io_getevents", "ret", "the application has reaped this many I/Os")
 _D("D6", "host-stack", "q", "blk_co_preadv", "request", "QEMU's block layer takes the read")
@@ -253,6 +258,8 @@ _group("host:bio_to_frontmerge", ("host:block_bio_queue", (1, 2, 3)), ("host:blo
 _group("request_to_ring", ("virtio_queue_rq", (1,)), ("virtqueue_add_sgs", (1, 2)))
 _group("doorbell_fast", ("vm_notify", (2,)), ("kvm_exit", (1,)), ("kvm_fast_mmio", (1,)))
 _group("doorbell_exit", ("vm_notify", (2,)), ("kvm_exit", (1,)), ("kvm_mmio", (1, 3, 2)), ("kvm_userspace_exit", (1,)))
+_group("vp_doorbell_fast", ("vp_notify", (2,)), ("kvm_exit", (1,)), ("kvm_fast_mmio", (1,)))
+_group("vp_doorbell_exit", ("vp_notify", (2,)), ("kvm_exit", (1,)), ("kvm_mmio", (1, 3, 4)), ("kvm_userspace_exit", (1,)))
 _group("mmio_read", ("kvm_exit", (1,)), ("kvm_mmio", (1, 2, 3)), ("kvm_userspace_exit", (1,)), ("kvm_entry", ()))
 _group("mmio_write", ("kvm_exit", (1,)), ("kvm_mmio", (1, 2, 3)), ("kvm_userspace_exit", (1,)), ("kvm_entry", ()))
 _group("pop_read", ("virtqueue_pop", (1,)), ("virtio_blk_handle_read", (1, 2, 3)))
@@ -264,5 +271,7 @@ _group("request_done", ("block_rq_complete", (1,)), ("block_bio_complete", (2,))
 _group("host:request_done", ("host:block_rq_complete", (1,)), ("host:block_bio_complete", (2,)))
 _group("completion_to_ring", ("virtio_blk_rw_complete", (1, 2)), ("virtio_blk_req_complete", (1, 3)), ("virtqueue_fill", (1, 4)))
 _group("irqfd", ("virtio_notify_irqfd", (1,)), ("kvm_set_irq", (2, 3)))
+_group("irqfd_msi", ("virtio_notify_irqfd", (1,)), ("kvm_msi_set_irq", (2, 3)))
+_group("signal_msi", ("virtio_notify", (1,)), ("kvm_msi_set_irq", (2, 3)))
 _group("irq_line", ("virtio_notify", (1,)), ("kvm_set_irq", (2, 3)))
 _group("virtblk_interrupt", ("vring_interrupt", (1,)), ("virtblk_done", (1,)))

@@ -17,7 +17,7 @@ from .iostack import IOStack
 from .kvm import Kvm
 from .ring.packed import check_packed_size
 from .ring.split import check_queue_size
-from .transport import Mmio
+from .transport import Mmio, Pci
 
 __all__ = ["Packed", "Pipeline", "Split"]
 
@@ -50,7 +50,7 @@ _PARTS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "iostack": ("guest", ("submit_bio",), "vb.IOStack()"),
     "driver": ("guest", ("probe", "queue_rq"), "vb.VirtioBlkDriver()"),
     "queue": ("wire", ("size", "packed"), "vb.Split(256) or vb.Packed(256)"),
-    "transport": ("wire", (), "vb.Mmio()"),
+    "transport": ("wire", (), "vb.Mmio() or vb.Pci()"),
     "kvm": ("wire", ("kick", "call"), 'vb.Kvm(kick="ioeventfd", call="irqfd")'),
     "device": ("host", ("run", "handle_output"), "vb.VirtioBlkDevice()"),
     "engine": ("host", ("submit", "reap"), "vb.Simulated() or vb.Sync()"),
@@ -91,7 +91,7 @@ class Pipeline:
             if isinstance(part, type) and name in ("app", "queue", "transport", "kvm", "disk", *_SIDES):
                 raise ConfigError(f"{name}={part.__name__} is a class, not a {name}", f"give for example {example}")
             missing = [need for need in needs if not any(hasattr(part, one) for one in need.split("|"))]
-            if missing or (name == "transport" and not isinstance(part, Mmio)):
+            if missing or (name == "transport" and not isinstance(part, (Mmio, Pci))):
                 raise ConfigError(f"{name}={part!r} is not a {name}", f"give for example {example}")
 
     def replace(self, **parts: Any) -> Pipeline:
@@ -191,12 +191,16 @@ def _set(pipeline: Pipeline, assignment: str) -> Pipeline:
         return pipeline.replace(queue=type(pipeline.queue)(int(text)))
     if part == "queue" and text in ("split", "packed"):
         return pipeline.replace(queue={"split": Split, "packed": Packed}[text](pipeline.queue.size))
+    if part == "transport" and text in _TRANSPORTS:
+        return pipeline.replace(transport=_TRANSPORTS[text]())
     if part == "engine":
         if text not in ENGINES:
             raise ConfigError(f"no engine {text!r}", f"choose one of {', '.join(ENGINES)}")
         return pipeline.replace(engine=ENGINES[text]())
     raise ConfigError(f"part {part!r} takes no plain value", f"write {part}.option=value; for example {_PARTS[part][2]}")
 
+
+_TRANSPORTS: dict[str, Any] = {"mmio": Mmio, "pci": Pci}
 
 # Options that an instance keeps under another name than its constructor's.
 _KEPT_AS = {("device", "queues"): "num_queues", ("driver", "features"): "allowed", ("driver", "queues"): "max_queues"}

@@ -147,6 +147,7 @@ def test_5_2_4_a_request_that_is_no_whole_block_is_an_error(kind: int, sector: i
     assert len(log(board, "readv", "writev")) == (status == OK)
 
 
+@pytest.mark.clause("BLK-DEV-007", "BLK-DEV-008")
 def test_5_2_6_2_a_read_only_device_reads_and_refuses_every_change() -> None:
     board = Board(vb.VirtioBlkDevice(read_only=True), sectors=SECTORS).boot()
     board.store.bytes[:] = before = pattern(SECTORS << 9)
@@ -214,6 +215,7 @@ def test_5_2_6_an_unknown_type_is_unsupported(board: Board, kind: int) -> None:
     assert board.works()
 
 
+@pytest.mark.clause("BLK-DEV-013")
 @pytest.mark.parametrize("kind", [DISCARD, WRITE_ZEROES])
 def test_5_2_6_discard_and_write_zeroes_clear_their_range_and_nothing_else(board: Board, kind: int) -> None:
     before = bytes(board.store.bytes)
@@ -222,6 +224,7 @@ def test_5_2_6_discard_and_write_zeroes_clear_their_range_and_nothing_else(board
     assert board.request(IN, 10, room=5 << 9)[2] == bytes(5 << 9)
 
 
+@pytest.mark.clause("BLK-DEV-014", "BLK-DEV-015", "BLK-DEV-016")
 @pytest.mark.parametrize("flags", [0, 1])
 def test_5_2_6_write_zeroes_hands_the_unmap_flag_down_and_reads_zero_either_way(board: Board, flags: int) -> None:
     assert board.request(WRITE_ZEROES, data=ranges((10, 5, flags)))[0] == OK
@@ -229,6 +232,7 @@ def test_5_2_6_write_zeroes_hands_the_unmap_flag_down_and_reads_zero_either_way(
     assert content(board, 10, 5) == bytes(5 << 9)
 
 
+@pytest.mark.clause("BLK-DEV-009", "BLK-DEV-011", "BLK-DEV-012")
 @pytest.mark.parametrize(
     ("kind", "flags"), [(DISCARD, 1), *itertools.product((DISCARD, WRITE_ZEROES), (2, 3, 1 << 16, 1 << 31, 0xFFFFFFFF))]
 )
@@ -304,6 +308,7 @@ def test_5_2_6_the_status_byte_and_the_data_lie_in_memory_before_used_idx_moves(
     assert (0, True, True) in seen, "between the status byte and used.idx lies a trace point"
 
 
+@pytest.mark.clause("SPLIT-DEV-016", "SPLIT-DEV-017")
 @pytest.mark.parametrize(
     ("kind", "framing", "status", "used"),
     [
@@ -329,12 +334,14 @@ def test_2_7_8_2_the_used_length_is_what_was_written_without_a_gap_from_the_firs
     assert 0xEE not in (data + bytes([got]))[:length]
 
 
+@pytest.mark.clause("SPLIT-DEV-016", "SPLIT-DEV-017")
 def test_2_7_8_2_a_failed_read_claims_no_data() -> None:
     board = Board().boot()
     board.store.fail["readv"] = errno.EIO
     assert board.request(IN, 0, room=4096)[:2] == (IOERR, 0)
 
 
+@pytest.mark.clause("PACKED-DEV-004", "SPLIT-DEV-003")
 def test_2_7_5_1_device_readable_memory_is_never_written(board: Board) -> None:
     for kind, sector, data in ((OUT, 4, pattern(1024)), (DISCARD, 0, ranges((1, 1, 0))), (99, 0, pattern(64)), (FLUSH, 0, pattern(64))):
         pieces = board.pieces(kind, sector, data=data, cuts=[300])
@@ -347,6 +354,7 @@ def test_2_7_5_1_device_readable_memory_is_never_written(board: Board) -> None:
 # -- framing -------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause("SPLIT-DEV-001")
 @pytest.mark.parametrize("cuts", [[1], [5, 6], [5, 5, 6, 512], [16, 512, 1], [15, 2], [529], [3, 700], [17, 4096]], ids=str)
 @pytest.mark.parametrize("indirect", [False, True])
 def test_2_7_4_1_any_framing_gives_the_same_result(cuts: list[int], indirect: bool) -> None:
@@ -374,6 +382,7 @@ def test_2_7_4_1_any_framing_gives_the_same_result(cuts: list[int], indirect: bo
     assert send(board.pieces(77, data=bytes(9), room=9, cuts=cuts))[1][-1] == UNSUPP
 
 
+@pytest.mark.clause("SPLIT-DEV-001")
 @given(
     kind=st.sampled_from([IN, OUT, GET_ID, WRITE_ZEROES, FLUSH]),
     sectors=st.integers(1, 3),
@@ -419,6 +428,7 @@ def completion_and_flush(board: Board, kind: int = OUT, data: bytes = bytes(512)
     return out
 
 
+@pytest.mark.clause("BLK-DEV-019", "BLK-DEV-020")
 @pytest.mark.parametrize(
     ("write_cache", "features", "through"),
     [
@@ -496,6 +506,7 @@ def test_a_cache_mode_that_does_not_exist_is_ignored(value: int) -> None:
         assert board.regs.read(WRITEBACK, 1) == mode
 
 
+@pytest.mark.clause("BLK-DEV-021")
 def test_5_2_6_2_a_flush_behind_writes_that_were_completed_finds_them_in_the_store() -> None:
     engine = Held()
     board = Board(engine=engine).boot()
@@ -640,6 +651,7 @@ def test_2_7_7_the_device_notifies_as_the_driver_asks() -> None:
 # -- capacity ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause("BLK-DEV-005", "BLK-DEV-006")
 def test_5_2_6_2_a_new_capacity_is_told_and_is_the_new_edge(board: Board) -> None:
     board.device.resize(100)
     assert board.regs.read(0x100) == 100

@@ -140,7 +140,7 @@ def _none() -> Steps:
 
 
 def test_3_1_1_probe_ends_with_driver_ok_and_the_devices_limits() -> None:
-    board = Board(Quiet(seg_max=9, size_max=8192, block_size=4096), queues=3).probe()
+    board = Board(Quiet(seg_max=9, size_max=8192, block_size=4096), queues=3, size=16).probe()
     assert board.status == RUNNING
     limits = board.driver.limits
     assert (limits.max_segments, limits.max_segment_bytes, limits.logical_block_bytes) == (9, 8192, 4096)
@@ -156,6 +156,7 @@ def test_6_1_a_feature_that_the_driver_does_not_know_is_never_accepted(extra: in
     assert board.registers.driver_features == Feature.VERSION_1 | Feature.EVENT_IDX
 
 
+@pytest.mark.clause("BASIC-DRV-046")
 def test_the_allow_list_bounds_what_is_accepted() -> None:
     board = Board(features=int(Feature.INDIRECT_DESC)).probe()
     assert board.registers.driver_features == Feature.VERSION_1 | Feature.INDIRECT_DESC
@@ -172,6 +173,7 @@ class Refuses(Quiet):
         return False
 
 
+@pytest.mark.clause("BASIC-DRV-011", "BASIC-DRV-034", "BASIC-DRV-047")
 @pytest.mark.parametrize(
     ("device", "message"),
     [
@@ -193,7 +195,7 @@ def test_3_1_1_a_probe_that_cannot_go_on_sets_failed(device: Quiet, message: str
     assert board.status & Status.FAILED and not board.status & Status.DRIVER_OK
 
 
-@pytest.mark.parametrize(("attribute", "value", "register"), [("device_id", 4, "DeviceID"), ("device_id", 0, "DeviceID")])
+@pytest.mark.parametrize(("attribute", "value", "register"), [("device_id", 4, "DeviceID"), ("device_id", 1, "DeviceID")])
 def test_4_2_3_1_1_a_device_of_another_kind_is_left_alone(attribute: str, value: int, register: str) -> None:
     device = Quiet()
     setattr(device, attribute, value)
@@ -203,6 +205,7 @@ def test_4_2_3_1_1_a_device_of_another_kind_is_left_alone(attribute: str, value:
     assert board.status == 0, "not touched"
 
 
+@pytest.mark.clause("MMIO-DRV-016")
 def test_the_driver_uses_the_smaller_of_its_and_the_devices_queue_size() -> None:
     assert Board(Quiet(queue_size_max=4), size=16).probe().driver.queues[0].size == 4
     assert Board(Quiet(queue_size_max=64), size=16).probe().driver.queues[0].size == 16
@@ -228,6 +231,7 @@ def test_5_2_4_without_indirect_a_request_never_has_more_segments_than_the_queue
 # -- requests --------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause("BLK-DRV-008", "BLK-DRV-009", "BLK-DRV-011", "BLK-DRV-012", "BLK-DRV-018")
 @pytest.mark.parametrize("indirect", [True, False])
 @pytest.mark.parametrize(
     ("op", "kind", "sector", "flags"),
@@ -251,7 +255,7 @@ def test_5_2_6_a_request_is_header_data_and_status(indirect: bool, op: int, kind
         assert (size, way) == (16, 0)
         assert board.ring().get("QII", gpa) == (8, 8, 1 if op == ZEROES else 0)
     assert board.memory.read(status[0], 1) != b"\0", "a device that writes no status must not look like success"
-    board.use(head, 4097) if op == READ else board.use(head, 1)
+    board.use(head, (length or 4096) + 1 if op in (READ, GET_ID) else 1)
     assert board.ended == [(1, 0)]
 
 
@@ -259,7 +263,7 @@ def test_5_2_6_a_request_is_header_data_and_status(indirect: bool, op: int, kind
 def test_5_2_6_the_status_byte_becomes_an_errno(status: int, error: int) -> None:
     board = Board().probe()
     board.submit()
-    board.use(board.ring().get("H", board.ring().avail_at + 4), 1, status)
+    board.use(board.ring().get("H", board.ring().avail_at + 4), 4097, status)
     assert board.ended == [(1, error)]
 
 
@@ -269,7 +273,7 @@ def test_completions_out_of_order_reach_their_own_bio() -> None:
         board.submit(sector=io * 8, segments=[(0x300000 + io * 4096, 4096)], io=io)
     heads = [board.ring().get("H", board.ring().avail_at + 4 + 2 * i) for i in range(3)]
     for at in (2, 0, 1):
-        board.use(heads[at], 1, status=at)
+        board.use(heads[at], 4097, status=at)
     assert board.ended == [(3, errno.EOPNOTSUPP), (1, 0), (2, errno.EIO)]
 
 
@@ -301,6 +305,7 @@ def test_a_device_that_lies_about_its_used_ring_ends_every_request_with_eio() ->
     assert board.ring().avail_idx == 2
 
 
+@pytest.mark.clause("MMIO-DRV-021", "MMIO-DRV-032")
 def test_4_2_3_4_the_interrupt_is_acknowledged_before_the_ring_is_looked_at() -> None:
     board = Board().probe()
     board.submit()
@@ -311,6 +316,7 @@ def test_4_2_3_4_the_interrupt_is_acknowledged_before_the_ring_is_looked_at() ->
     assert seen == [0] and board.ended
 
 
+@pytest.mark.clause("SPLIT-DRV-018")
 def test_an_interrupt_without_a_cause_does_nothing() -> None:
     board = Board().probe()
     finish(board.driver.interrupt())
@@ -467,6 +473,7 @@ def test_2_1_2_device_needs_reset_ends_what_is_in_flight_with_eio_and_a_restart_
     assert run.jobs[0].error == errno.EIO
 
 
+@pytest.mark.clause("BASIC-DRV-004")
 def test_device_needs_reset_ends_requests_that_wait_for_room_too() -> None:
     board = Board(Quiet(indirect=False), size=4).probe()
     for io in (1, 2, 3):
@@ -520,6 +527,7 @@ def test_a_restart_in_mid_run_ends_every_io_exactly_once(seed: int) -> None:
 # -- configuration -------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause("BLK-DRV-005")
 def test_5_2_4_a_capacity_change_reaches_the_driver_and_the_new_sectors_serve() -> None:
     vm = vb.Pipeline(app=_jobs(number_ios=20, size=None), disk=vb.Ram(1 << 20)).boot(vb.SimMachine())
     assert vm.driver.capacity_sectors == 2048
@@ -528,6 +536,7 @@ def test_5_2_4_a_capacity_change_reaches_the_driver_and_the_new_sectors_serve() 
     assert (vm.driver.capacity_sectors, vm.driver.capacity_changes) == (4096, 1)
 
 
+@pytest.mark.clause("BASIC-DRV-014", "BASIC-DRV-016")
 def test_2_5_1_capacity_is_read_from_one_generation() -> None:
     board = Board().probe()
     reads = 0
@@ -546,6 +555,7 @@ def test_2_5_1_capacity_is_read_from_one_generation() -> None:
     assert board.driver.capacity_sectors == 0x1_0000_0001
 
 
+@pytest.mark.clause("BLK-DRV-016")
 def test_5_2_5_the_cache_mode_is_switched_through_the_configuration_space() -> None:
     board = Board().probe()
     finish(board.driver.set_write_cache(False))

@@ -377,6 +377,7 @@ def test_pop_takes_a_chain_of_exactly_the_queues_size(size: int) -> None:
     assert chain is not None and len(chain.readable) == size
 
 
+@pytest.mark.clause("SPLIT-DEV-002")
 def test_2_7_5_3_1_the_longest_table_is_what_the_owner_says() -> None:
     ring, device = a_queue()
     _indirect(ring, *ring.table(TABLE, [(PLACE, 1, 0)] * 128))
@@ -387,6 +388,7 @@ def test_2_7_5_3_1_the_longest_table_is_what_the_owner_says() -> None:
         device.pop()
 
 
+@pytest.mark.clause("SPLIT-DEV-007")
 @pytest.mark.parametrize("entries", [1, 2, 3, 4, 10, 128])
 def test_2_7_5_3_2_write_on_the_descriptor_of_a_table_is_disregarded(entries: int) -> None:
     ring, device = a_queue()
@@ -399,6 +401,7 @@ def test_2_7_5_3_2_write_on_the_descriptor_of_a_table_is_disregarded(entries: in
     assert got == pieces
 
 
+@pytest.mark.clause("SPLIT-DEV-008")
 @pytest.mark.parametrize("direct", [0, 1, 2, 5])
 def test_2_7_5_3_2_direct_descriptors_may_end_in_one_table(direct: int) -> None:
     ring, device = a_queue()
@@ -622,6 +625,7 @@ def recovered(board: Board) -> None:
     assert board.works(0) and board.works(1)
 
 
+@pytest.mark.clause("BASIC-DEV-003", "BASIC-DEV-004")
 @pytest.mark.parametrize("event_idx", [True, False])
 def test_2_1_2_the_device_asks_for_a_reset_and_serves_again_after_it(bad: Hostile, event_idx: bool) -> None:
     board = boot(F_INDIRECT | F_FLUSH | (F_EVENT_IDX if event_idx else 0))

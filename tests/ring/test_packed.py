@@ -92,6 +92,7 @@ def test_every_buffer_comes_back_once_and_no_notification_is_lost(segments: int,
 # -- bytes ---------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause("PACKED-DEV-006", "PACKED-DRV-014")
 def test_the_bytes_of_two_laps() -> None:
     """§2.8: AVAIL and USED of each lap, the id in every descriptor of a list, the first flags last, used descriptors in their place."""
     driver, device = halves(4)
@@ -127,6 +128,7 @@ def test_the_bytes_of_two_laps() -> None:
     assert desc(driver, 1)[1:] == (0, third, 0), "both bits are the wrap counter, now 0"
 
 
+@pytest.mark.clause("PACKED-DRV-016")
 def test_an_indirect_table_has_no_flag_but_write() -> None:
     driver, device = halves(2, indirect=4)
     number = driver.add_sgs([(0x8000, 16)], [(0x9000, 512), (0xA000, 1)], "a")

@@ -50,6 +50,7 @@ def test_2_7_another_queue_size_is_refused(size: Any) -> None:
         vb.Split(size)
 
 
+@pytest.mark.clause("SPLIT-DRV-001", "SPLIT-DRV-002", "SPLIT-DRV-003", "SPLIT-DRV-021")
 @pytest.mark.parametrize("size", [1, 2, 8, 256, 1024])
 def test_2_7_areas_are_aligned_apart_and_zero(size: int) -> None:
     memory = GuestMemory(bytearray(b"\xa5" * (1 << 16)))
@@ -103,6 +104,7 @@ def test_2_7_10_need_event_near_its_edges(old: int, steps: int, near: int) -> No
 # -- what the driver writes --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause("SPLIT-DRV-005", "SPLIT-DRV-006")
 def test_2_7_5_a_buffer_is_a_chain_of_descriptors() -> None:
     driver, _, ring = pair()
     head = driver.add_sgs(*READ, token="a")
@@ -116,6 +118,7 @@ def test_2_7_5_a_buffer_is_a_chain_of_descriptors() -> None:
     assert driver.num_free == 5
 
 
+@pytest.mark.clause("SPLIT-DRV-004", "SPLIT-DRV-006", "SPLIT-DRV-009", "SPLIT-DRV-011")
 def test_2_7_5_3_an_indirect_buffer_is_one_descriptor_and_a_table() -> None:
     driver, _, ring = pair(indirect=4)
     head = driver.add_sgs(*READ, token="a")
@@ -133,6 +136,7 @@ def test_2_7_5_3_every_head_has_a_table_of_its_own() -> None:
     assert all(at + length <= after for (at, length), (after, _) in pairwise(spans))
 
 
+@pytest.mark.clause("SPLIT-DRV-004")
 @pytest.mark.parametrize("readable", [0, 1, 2, 5])
 @pytest.mark.parametrize("writable", [0, 1, 2, 3])
 @pytest.mark.parametrize("indirect", [0, 3, 8])
@@ -150,6 +154,7 @@ def test_2_7_4_the_device_sees_the_pieces_as_the_driver_cut_them(readable: int, 
     assert [gpa_of(ring.memory, view) for view in chain.writable] == pieces[readable:]
 
 
+@pytest.mark.clause("SPLIT-DEV-023", "SPLIT-DRV-031")
 def test_2_7_13_nothing_is_visible_before_it_is_published() -> None:
     driver, device, ring = pair(start=65535)
     driver.add_sgs(*READ, token="a")
@@ -176,6 +181,7 @@ def test_2_7_10_1_a_kick_is_for_what_is_published_and_not_for_what_another_conte
     assert driver.kick_prepare()
 
 
+@pytest.mark.clause("SPLIT-DRV-013", "SPLIT-DRV-029")
 def test_2_7_13_3_idx_runs_free_and_wraps() -> None:
     driver, device, ring = pair(size=4, start=65533)
     for turn in range(12):
@@ -191,6 +197,7 @@ def test_2_7_13_3_idx_runs_free_and_wraps() -> None:
     assert driver.num_free == 4
 
 
+@pytest.mark.clause("SPLIT-DEV-023", "SPLIT-DRV-028", "SPLIT-DRV-030")
 def test_several_buffers_are_published_with_one_idx() -> None:
     driver, device, ring = pair(start=65534)
     heads = [driver.add_sgs([(DATA, 4)], [], i) for i in range(5)]
@@ -232,6 +239,7 @@ def test_a_full_ring_goes_on_after_one_completion() -> None:
     assert driver.add_sgs([(DATA, 4)], [], "next") == chains[2].head
 
 
+@pytest.mark.clause("SPLIT-DRV-010")
 @pytest.mark.parametrize(
     ("readable", "writable", "why"), [([], [], "without a segment"), ([(DATA, 1)] * 9, [], "9 segments on a queue of 8")]
 )
@@ -262,6 +270,7 @@ def test_2_7_14_buffers_come_back_in_the_devices_order(order: list[int], indirec
     assert device.in_flight == 0
 
 
+@pytest.mark.clause("SPLIT-DEV-015")
 def test_2_7_8_fill_is_the_element_and_flush_is_the_idx() -> None:
     driver, device, ring = pair(start=65535)
     for i in range(2):
@@ -278,6 +287,7 @@ def test_2_7_8_fill_is_the_element_and_flush_is_the_idx() -> None:
     assert device.flush() == 0
 
 
+@pytest.mark.clause("SPLIT-DEV-003", "SPLIT-DEV-006")
 def test_2_7_5_the_device_leaves_the_drivers_areas_alone() -> None:
     driver, device, ring = pair(indirect=4)
     driver.add_sgs(*READ, token="a")
@@ -455,6 +465,7 @@ def test_a_broken_queue_gives_nothing_more_but_what_is_detached() -> None:
 # -- suppression: the driver's kicks -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause("SPLIT-DRV-022", "SPLIT-DRV-023", "SPLIT-DRV-024")
 @pytest.mark.parametrize("avail_event", [0, 65529, 65530, 65531, 1234])
 @pytest.mark.parametrize(("flags", "kick"), [(0, True), (1, False)])
 def test_2_7_10_1_without_event_idx_only_the_flag_decides_about_a_kick(flags: int, kick: bool, avail_event: int) -> None:
@@ -466,6 +477,7 @@ def test_2_7_10_1_without_event_idx_only_the_flag_decides_about_a_kick(flags: in
     assert driver.kick_prepare() is False, "nothing new since"
 
 
+@pytest.mark.clause("SPLIT-DRV-025", "SPLIT-DRV-026", "SPLIT-DRV-027")
 @pytest.mark.parametrize("flags", [0, 1])
 @pytest.mark.parametrize(("event", "kick"), [(0, True), (1, True), (2, True), (3, False), (-1, False), (-2, False), (30_000, False)])
 def test_2_7_10_1_with_event_idx_only_the_event_decides_about_a_kick(event: int, kick: bool, flags: int) -> None:
@@ -477,6 +489,7 @@ def test_2_7_10_1_with_event_idx_only_the_event_decides_about_a_kick(event: int,
     assert driver.kick_prepare() is kick
 
 
+@pytest.mark.clause("SPLIT-DRV-026", "SPLIT-DRV-027")
 @given(size=st.sampled_from([4, 16]), start=u16, offset=st.integers(-20, 20), batches=st.lists(st.integers(0, 4), max_size=8))
 def test_2_7_10_1_a_kick_for_every_batch_that_passes_the_event(size: int, start: int, offset: int, batches: list[int]) -> None:
     driver, device, ring = pair(size=size, start=start)
@@ -512,6 +525,7 @@ def serve(driver: SplitDriver, device: SplitDevice, count: int) -> None:
     device.flush()
 
 
+@pytest.mark.clause("SPLIT-DEV-009", "SPLIT-DEV-010", "SPLIT-DEV-011")
 @pytest.mark.parametrize("used_event", [0, 65530, 65531, 1234])
 @pytest.mark.parametrize(("flags", "notify"), [(0, True), (1, False)])
 def test_2_7_7_2_without_event_idx_only_the_flag_decides_about_an_interrupt(flags: int, notify: bool, used_event: int) -> None:
@@ -522,6 +536,7 @@ def test_2_7_7_2_without_event_idx_only_the_flag_decides_about_an_interrupt(flag
         assert device.should_notify() is notify
 
 
+@pytest.mark.clause("SPLIT-DEV-012", "SPLIT-DEV-013", "SPLIT-DEV-014")
 @pytest.mark.parametrize("flags", [0, 1])
 @pytest.mark.parametrize(("event", "notify"), [(0, True), (1, True), (2, True), (3, False), (-1, False), (30_000, False)])
 def test_2_7_7_2_with_event_idx_only_the_event_decides_about_an_interrupt(event: int, notify: bool, flags: int) -> None:
@@ -543,6 +558,7 @@ def test_2_7_7_2_the_first_used_buffer_is_always_told() -> None:
     assert device.should_notify() is False
 
 
+@pytest.mark.clause("SPLIT-DEV-013", "SPLIT-DEV-014")
 @given(start=u16, offset=st.integers(-20, 20), batches=st.lists(st.integers(0, 4), max_size=8))
 def test_2_7_7_2_an_interrupt_for_every_batch_that_passes_the_event(start: int, offset: int, batches: list[int]) -> None:
     driver, device, ring = pair(size=4, start=start)
@@ -565,6 +581,7 @@ def test_2_7_7_2_an_interrupt_for_every_batch_that_passes_the_event(start: int, 
 # -- the words that each side writes -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause("SPLIT-DRV-014", "SPLIT-DRV-015", "SPLIT-DRV-016")
 @pytest.mark.parametrize("event_idx", [True, False])
 def test_2_7_7_1_the_drivers_flags_are_0_or_1_and_always_0_with_event_idx(event_idx: bool) -> None:
     driver, device, ring = pair(event_idx=event_idx)
@@ -575,6 +592,7 @@ def test_2_7_7_1_the_drivers_flags_are_0_or_1_and_always_0_with_event_idx(event_
     assert flags == ([0, 0, 0, 0, 0] if event_idx else [1, 0, 0, 0, 1])
 
 
+@pytest.mark.clause("SPLIT-DEV-018", "SPLIT-DEV-019", "SPLIT-DEV-020")
 @pytest.mark.parametrize("event_idx", [True, False])
 def test_2_7_10_2_the_devices_flags_are_0_or_1_and_always_0_with_event_idx(event_idx: bool) -> None:
     driver, device, ring = pair(event_idx=event_idx)
@@ -594,6 +612,7 @@ def test_2_7_7_with_callbacks_on_taking_a_buffer_asks_to_be_told_of_the_next(eve
         assert driver.get_buf() == ("token", 0)
 
 
+@pytest.mark.clause("SPLIT-DRV-017")
 def test_2_7_7_with_callbacks_off_no_batch_that_fits_the_queue_is_told() -> None:
     driver, device, _ = pair(size=8)
     serve(driver, device, 1)
@@ -617,6 +636,7 @@ def test_2_7_10_with_kicks_on_taking_a_buffer_asks_to_be_told_of_the_next(event_
         assert device.pop() is not None
 
 
+@pytest.mark.clause("SPLIT-DEV-021", "SPLIT-DEV-024")
 @pytest.mark.parametrize("event_idx", [True, False])
 def test_2_7_10_with_kicks_off_nothing_is_kicked_but_what_was_asked_for_before(event_idx: bool) -> None:
     """With EVENT_IDX the device cannot take back the event it wrote: the batch that passes it is kicked, and no other."""
@@ -660,6 +680,7 @@ def test_a_side_that_asks_again_is_told_of_the_next_one(event_idx: bool) -> None
         assert driver.get_buf() == ("token", 0)
 
 
+@pytest.mark.clause("SPLIT-DRV-033")
 @pytest.mark.parametrize("event_idx", [True, False])
 def test_2_7_14_what_slipped_in_while_callbacks_were_off_is_seen_by_the_second_look(event_idx: bool) -> None:
     driver, device, _ = pair(event_idx=event_idx)
@@ -684,6 +705,7 @@ def test_2_7_10_what_slipped_in_while_kicks_were_off_is_seen_by_the_second_look(
 # -- fences ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause("SPLIT-DRV-032")
 @pytest.mark.parametrize(
     ("look", "word", "before", "after"),
     [
@@ -730,6 +752,7 @@ def test_2_7_13_4_the_other_sides_word_is_read_behind_the_fence(look: str, word:
     assert said is (look in ("kick_prepare", "should_notify"))
 
 
+@pytest.mark.clause("SPLIT-DRV-032")
 def test_2_7_13_the_published_idx_is_in_memory_before_the_fence() -> None:
     driver, _, ring = pair()
     driver.add_sgs([(DATA, 4)], [], "token")

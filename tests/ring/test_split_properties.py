@@ -185,8 +185,8 @@ class Ring(RuleBasedStateMachine):
     def look_again_and_sleep_driver(self) -> None:
         nothing = self.driver.enable_cb_check()
         assert nothing == (not self.used)
-        if nothing and self.driver_enabled:
-            self.driver_asleep = True
+        if self.driver_enabled or not nothing:
+            self.driver_asleep = nothing
 
     # -- device ----------------------------------------------------------------------------------------------------------
 
@@ -259,8 +259,8 @@ class Ring(RuleBasedStateMachine):
     def look_again_and_sleep_device(self) -> None:
         nothing = self.device.recheck()
         assert nothing == (not self.offered)
-        if nothing and self.device_enabled:
-            self.device_asleep = True
+        if self.device_enabled or not nothing:  # a device that has seen a buffer is awake, even if it does not take it yet
+            self.device_asleep = nothing
 
     # -- always ----------------------------------------------------------------------------------------------------------
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from vblklab.spec import SECTOR_BYTES, virtio, virtio_blk, virtio_mmio, virtio_ring
+from vblklab.spec import SECTOR_BYTES, pci, virtio, virtio_blk, virtio_mmio, virtio_pci, virtio_ring
 
 HEADERS = Path("/usr/include/linux")
-NAMES = ("virtio_blk.h", "virtio_config.h", "virtio_ids.h", "virtio_mmio.h", "virtio_ring.h")
+NAMES = ("virtio_blk.h", "virtio_config.h", "virtio_ids.h", "virtio_mmio.h", "virtio_ring.h", "virtio_pci.h", "pci_regs.h")
 ABSENT = [name for name in NAMES if not (HEADERS / name).exists()]
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 pytestmark = pytest.mark.skipif(bool(ABSENT), reason=f"no {', '.join(ABSENT)} here; on Debian: apt install linux-libc-dev")
@@ -70,13 +70,21 @@ def test_the_device_id_is_the_kernels() -> None:
     assert defines()["VIRTIO_ID_BLOCK"] == virtio.DEVICE_ID_BLOCK
 
 
+LINUX_LACKS = {"LIFETIME", "GET_LIFETIME"}
+"""Linux' driver does not ask for it, so its header (6.1 and 6.12) has no name for it."""
+
+
 @pytest.mark.parametrize("feature", virtio_blk.BlkFeature, ids=lambda feature: feature.name)
 def test_a_block_feature_is_the_kernels(feature: virtio_blk.BlkFeature) -> None:
+    if feature.name in LINUX_LACKS:
+        pytest.skip(f"Linux has no name for {feature.name}")
     assert feature == bit(f"VIRTIO_BLK_F_{feature.name}")
 
 
 @pytest.mark.parametrize("kind", virtio_blk.ReqType, ids=lambda kind: kind.name)
 def test_a_request_type_is_the_kernels(kind: virtio_blk.ReqType) -> None:
+    if kind.name in LINUX_LACKS:
+        pytest.skip(f"Linux has no name for {kind.name}")
     assert kind == defines()[f"VIRTIO_BLK_T_{kind.name}"]
 
 
@@ -138,6 +146,80 @@ def test_a_ring_constant_is_the_kernels(ours: int | IntFlag, name: str) -> None:
     assert ours == defines()[name]
 
 
+# PCI and virtio-pci: our number and the header's name of it
+PCI_NAMES = [
+    *[(reg, f"PCI_{reg.name}") for reg in pci.Cfg],
+    *[(bit, f"PCI_COMMAND_{bit.name}") for bit in pci.Command],
+    *[(bit, f"PCI_STATUS_{bit.name}") for bit in pci.PciStatus],
+    *[(bit, f"PCI_BASE_ADDRESS_{bit.name}") for bit in pci.BarBits],
+    *[(cap, f"PCI_CAP_ID_{cap.name}") for cap in pci.CapId],
+    *[(offset, f"PCI_MSIX_{offset.name}") for offset in pci.MsixCap],
+    *[(bit, f"PCI_MSIX_FLAGS_{bit.name}") for bit in pci.MsixFlags],
+    *[(offset, f"PCI_MSIX_ENTRY_{offset.name}") for offset in pci.MsixEntry],
+    (pci.HEADER_BYTES, "PCI_STD_HEADER_SIZEOF"),
+    (pci.CONFIG_BYTES, "PCI_CFG_SPACE_SIZE"),
+    (pci.NUM_BARS, "PCI_STD_NUM_BARS"),
+    (pci.MEM_TYPE_MASK, "PCI_BASE_ADDRESS_MEM_TYPE_MASK"),
+    (pci.CAP_LIST_ID, "PCI_CAP_LIST_ID"),
+    (pci.CAP_LIST_NEXT, "PCI_CAP_LIST_NEXT"),
+    (pci.MSIX_CAP_BYTES, "PCI_CAP_MSIX_SIZEOF"),
+    (pci.MSIX_BIR, "PCI_MSIX_TABLE_BIR"),
+    (pci.MSIX_ENTRY_BYTES, "PCI_MSIX_ENTRY_SIZE"),
+    (pci.MSIX_MASKED, "PCI_MSIX_ENTRY_CTRL_MASKBIT"),
+    (virtio_pci.NO_VECTOR, "VIRTIO_MSI_NO_VECTOR"),
+    *[(kind, f"VIRTIO_PCI_CAP_{kind.name}") for kind in virtio_pci.CapType],
+    *[(offset, f"VIRTIO_PCI_CAP_{offset.name}") for offset in virtio_pci.Cap],
+    (virtio_pci.NOTIFY_CAP_MULT, "VIRTIO_PCI_NOTIFY_CAP_MULT"),
+]
+
+
+@pytest.mark.parametrize(("ours", "name"), PCI_NAMES, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_pci_constant_is_the_kernels(ours: int, name: str) -> None:
+    assert ours == defines()[name]
+
+
+# our name of a field of the common configuration → the C member; older headers lack the last ones
+COMMON = {
+    "DEVICE_FEATURE_SELECT": "device_feature_select",
+    "DEVICE_FEATURE": "device_feature",
+    "DRIVER_FEATURE_SELECT": "guest_feature_select",
+    "DRIVER_FEATURE": "guest_feature",
+    "CONFIG_MSIX_VECTOR": "msix_config",
+    "NUM_QUEUES": "num_queues",
+    "DEVICE_STATUS": "device_status",
+    "CONFIG_GENERATION": "config_generation",
+    "QUEUE_SELECT": "queue_select",
+    "QUEUE_SIZE": "queue_size",
+    "QUEUE_MSIX_VECTOR": "queue_msix_vector",
+    "QUEUE_ENABLE": "queue_enable",
+    "QUEUE_NOTIFY_OFF": "queue_notify_off",
+    "QUEUE_DESC_LO": "queue_desc_lo",
+    "QUEUE_DESC_HI": "queue_desc_hi",
+    "QUEUE_DRIVER_LO": "queue_avail_lo",
+    "QUEUE_DRIVER_HI": "queue_avail_hi",
+    "QUEUE_DEVICE_LO": "queue_used_lo",
+    "QUEUE_DEVICE_HI": "queue_used_hi",
+}
+COMMON_BY_DEFINE = {
+    "QUEUE_NOTIF_CONFIG_DATA": "VIRTIO_PCI_COMMON_Q_NDATA",
+    "QUEUE_RESET": "VIRTIO_PCI_COMMON_Q_RESET",
+    "ADMIN_QUEUE_INDEX": "VIRTIO_PCI_COMMON_ADM_Q_IDX",
+    "ADMIN_QUEUE_NUM": "VIRTIO_PCI_COMMON_ADM_Q_NUM",
+}
+
+
+def test_every_field_of_the_common_configuration_is_judged() -> None:
+    assert {field.name for field in virtio_pci.Common} == {*COMMON, *COMMON_BY_DEFINE}
+
+
+@pytest.mark.parametrize("name", COMMON_BY_DEFINE)
+def test_a_newer_field_of_the_common_configuration_is_the_kernels(name: str) -> None:
+    if COMMON_BY_DEFINE[name] not in defines():
+        pytest.skip(f"these headers are older than {COMMON_BY_DEFINE[name]}")
+    assert virtio_pci.Common[name] == defines()[COMMON_BY_DEFINE[name]]
+    assert virtio_pci.COMMON_WIDTH[virtio_pci.Common[name]] == 2
+
+
 # -- structures, by a compiler -----------------------------------------------------------------------------------------------
 
 # our name of a configuration field → the C member and its bytes
@@ -159,6 +241,9 @@ CONFIG = {
     "max_write_zeroes_sectors": ("max_write_zeroes_sectors", 4),
     "max_write_zeroes_seg": ("max_write_zeroes_seg", 4),
     "write_zeroes_may_unmap": ("write_zeroes_may_unmap", 1),
+    "max_secure_erase_sectors": ("max_secure_erase_sectors", 4),
+    "max_secure_erase_seg": ("max_secure_erase_seg", 4),
+    "secure_erase_sector_alignment": ("secure_erase_sector_alignment", 4),
 }
 STRUCTS = {
     "struct vring_desc": ("addr", "len", "flags", "next"),
@@ -175,11 +260,14 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, int
         pytest.skip("no C compiler here; on Debian: apt install gcc")
     folder = tmp_path_factory.mktemp("layout")
     members = [(struct, member) for struct, names in STRUCTS.items() for member in names]
+    members += [("struct virtio_pci_common_cfg", member) for member in COMMON.values()]
+    members += [("struct virtio_pci_notify_cap", "notify_off_multiplier"), ("struct virtio_pci_cfg_cap", "pci_cfg_data")]
     members += [("struct virtio_blk_config", member) for member, _ in CONFIG.values()]
     lines = [f'#include "{HEADERS / name}"' for name in NAMES] + ["#include <stdio.h>", "#include <stddef.h>", "int main(void) {"]
     for struct, member in members:
         lines.append(f'printf("{struct}.{member} %zu %zu\\n", offsetof({struct}, {member}), sizeof((({struct} *)0)->{member}));')
-    for struct in [*STRUCTS, "struct virtio_blk_config"]:
+    sized = ["struct virtio_blk_config", *(f"struct virtio_pci_{name}" for name in ("cap", "notify_cap", "cfg_cap"))]
+    for struct in [*STRUCTS, *sized]:
         lines.append(f'printf("{struct} 0 %zu\\n", sizeof({struct}));')
     lines += [
         "static char memory[65536] __attribute__((aligned(4096))); struct vring r; vring_init(&r, 256, memory, 4096);",
@@ -231,7 +319,20 @@ def test_the_configuration_space_has_the_compilers_offsets(layout: dict[str, tup
     for name, (member, size) in CONFIG.items():
         assert layout[f"struct virtio_blk_config.{member}"] == (virtio_blk.CONFIG_OFFSETS[name], size), name
     last, (member, size) = list(CONFIG.items())[-1]
-    assert virtio_blk.CONFIG_OFFSETS[last] + size <= virtio_blk.CONFIG_BYTES <= layout["struct virtio_blk_config"][1]
+    assert virtio_blk.CONFIG_OFFSETS[last] + size <= virtio_blk.CONFIG_BYTES_SECURE_ERASE <= layout["struct virtio_blk_config"][1]
+    assert layout["struct virtio_blk_config.max_secure_erase_sectors"][0] == virtio_blk.CONFIG_BYTES
+
+
+def test_the_structures_of_virtio_pci_have_the_compilers_offsets(layout: dict[str, tuple[int, int]]) -> None:
+    for name, member in COMMON.items():
+        field = virtio_pci.Common[name]
+        assert layout[f"struct virtio_pci_common_cfg.{member}"] == (field, virtio_pci.COMMON_WIDTH[field]), name
+    assert layout["struct virtio_pci_cap"][1] == virtio_pci.CAP_BYTES
+    assert layout["struct virtio_pci_notify_cap"][1] == virtio_pci.NOTIFY_CAP_BYTES
+    assert layout["struct virtio_pci_cfg_cap"][1] == virtio_pci.PCI_CFG_CAP_BYTES
+    assert layout["struct virtio_pci_cfg_cap.pci_cfg_data"] == (virtio_pci.PCI_CFG_DATA, 4)
+    last = virtio_pci.Common.QUEUE_DEVICE_HI
+    assert last + virtio_pci.COMMON_WIDTH[last] == virtio_pci.COMMON_1_0_BYTES
 
 
 def test_the_rings_areas_have_the_compilers_sizes(layout: dict[str, tuple[int, int]]) -> None:

@@ -68,6 +68,7 @@ def negotiated(board: Board, features: int | None = None) -> Board:
 # -- constant registers --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause("MMIO-DEV-001", "MMIO-DEV-002")
 def test_4_2_2_1_identity_registers_read_what_the_specification_says(board: Board) -> None:
     assert [board.regs.read(offset) for offset in (MAGIC, VERSION, DEVICE_ID)] == [0x74726976, 2, 2]
     assert board.regs.read(VENDOR_ID) == int.from_bytes(b"vblk", "little")
@@ -104,6 +105,7 @@ def test_no_store_to_any_offset_crashes_the_register_file(stores: list[tuple[int
     assert board.works(0) and board.works(1)
 
 
+@pytest.mark.clause("BASIC-DEV-042")
 def test_an_absent_shared_memory_region_has_all_ones(board: Board) -> None:
     for offset in sorted(SHM - {0x0AC}):
         assert board.regs.read(offset) == 0xFFFFFFFF
@@ -146,6 +148,7 @@ def test_2_1_a_status_bit_is_never_cleared_but_by_a_reset(board: Board) -> None:
     assert board.status() == 0
 
 
+@pytest.mark.clause("BASIC-DEV-019")
 def test_2_1_the_driver_cannot_set_needs_reset_nor_suspend_a_device_that_does_not_offer_it(board: Board) -> None:
     board.boot()
     board.regs.write(STATUS, 0xFF)
@@ -161,6 +164,7 @@ def test_a_store_to_status_counts_its_low_byte(board: Board) -> None:
     assert board.status() == ACKNOWLEDGE
 
 
+@pytest.mark.clause("BASIC-DEV-007")
 @pytest.mark.parametrize("bits", [1 << 0, 1 << 23, 1 << 34, 1 << 35, 1 << 40, 1 << 63])
 def test_2_2_2_a_subset_with_a_bit_that_was_not_offered_is_refused(board: Board, bits: int) -> None:
     board.reset()
@@ -170,6 +174,7 @@ def test_2_2_2_a_subset_with_a_bit_that_was_not_offered_is_refused(board: Board,
     assert board.accept(board.offered()) & FEATURES_OK, "and a good one accepted after it"
 
 
+@pytest.mark.clause("BASIC-DEV-032")
 def test_6_2_a_driver_without_version_1_is_refused(board: Board) -> None:
     board.reset()
     board.regs.write(STATUS, ACKNOWLEDGE | DRIVER)
@@ -177,6 +182,7 @@ def test_6_2_a_driver_without_version_1_is_refused(board: Board) -> None:
     assert not board.accept(0) & FEATURES_OK
 
 
+@pytest.mark.clause("BASIC-DEV-007")
 def test_2_2_2_a_device_that_does_not_accept_a_subset_shows_it() -> None:
     class Picky(vb.VirtioBlkDevice):
         def accepts(self, features: int) -> bool:
@@ -202,6 +208,7 @@ def test_2_2_2_the_device_works_without_any_one_feature(left_out: int) -> None:
     assert board.works(0) and board.works(1)
 
 
+@pytest.mark.clause("BASIC-DEV-006")
 @given(st.sets(st.sampled_from(OFFERED_BITS)))
 def test_2_2_2_the_device_works_with_any_subset(bits: set[int]) -> None:
     features = sum(bits)
@@ -229,6 +236,7 @@ def test_feature_words_beyond_the_second_do_not_exist(board: Board) -> None:
     assert board.regs.driver_features == 0
 
 
+@pytest.mark.clause("BASIC-DEV-005", "BASIC-DEV-008", "BASIC-DEV-031", "BASIC-DEV-041")
 def test_2_2_2_what_is_offered_has_its_prerequisites() -> None:
     for device in (
         vb.VirtioBlkDevice(),
@@ -242,6 +250,7 @@ def test_2_2_2_what_is_offered_has_its_prerequisites() -> None:
         assert offered >> 32 == 1, "no reserved feature beside VERSION_1"
 
 
+@pytest.mark.clause("BASIC-DEV-009")
 def test_2_2_2_the_same_features_are_accepted_again_after_a_reset(board: Board) -> None:
     for _ in range(3):
         board.boot()
@@ -337,6 +346,7 @@ def test_a_queue_that_is_not_ready_is_not_served(board: Board) -> None:
     assert board.status() == 15
 
 
+@pytest.mark.clause("MMIO-DEV-008")
 def test_4_2_2_1_a_queue_is_left_alone_once_queue_ready_reads_0(board: Board) -> None:
     board.boot()
     board.regs.write(QUEUE_SEL, 0)
@@ -352,6 +362,7 @@ def test_4_2_2_1_a_queue_is_left_alone_once_queue_ready_reads_0(board: Board) ->
     assert board.works(1), "the other queue goes on"
 
 
+@pytest.mark.clause("MMIO-DEV-008")
 def test_4_2_2_1_a_completion_does_not_reach_a_queue_that_was_stopped_meanwhile() -> None:
     engine = Held()
     board = Board(engine=engine).boot()
@@ -365,6 +376,7 @@ def test_4_2_2_1_a_completion_does_not_reach_a_queue_that_was_stopped_meanwhile(
     assert board.notified == []
 
 
+@pytest.mark.clause("MMIO-DEV-008")
 @pytest.mark.parametrize("after", range(6))
 def test_4_2_2_1_a_queue_stopped_at_any_trace_point_is_left_alone_from_there_on(after: int) -> None:
     board = Board().boot()
@@ -379,6 +391,7 @@ def test_4_2_2_1_a_queue_stopped_at_any_trace_point_is_left_alone_from_there_on(
     assert bytes(board.memory.bytes) == before
 
 
+@pytest.mark.clause("BASIC-DEV-001", "BASIC-DEV-002")
 def test_2_1_2_no_buffer_is_taken_before_driver_ok_and_those_that_wait_are_taken_then() -> None:
     board = Board().boot(ok=False)
     head = board.send(board.pieces(IN, 0, room=512))
@@ -413,6 +426,7 @@ def test_a_kick_is_delivered_to_a_running_device_only(board: Board) -> None:
     assert delivered == [0, 1]
 
 
+@pytest.mark.clause("SPLIT-DEV-022")
 def test_2_7_10_2_a_kick_without_a_buffer_is_ignored(board: Board) -> None:
     board.boot()
     for _ in range(5):
@@ -424,6 +438,7 @@ def test_2_7_10_2_a_kick_without_a_buffer_is_ignored(board: Board) -> None:
 # -- interrupts ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause("MMIO-DEV-003", "MMIO-DEV-004")
 def test_4_2_2_1_an_interrupt_bit_stays_until_it_is_acknowledged(board: Board) -> None:
     board.boot()
     assert board.regs.read(INTERRUPT_STATUS) == 0
@@ -440,6 +455,7 @@ def test_4_2_2_1_an_interrupt_bit_stays_until_it_is_acknowledged(board: Board) -
     assert board.regs.read(INTERRUPT_STATUS) == 0
 
 
+@pytest.mark.clause("MMIO-DEV-003", "MMIO-DEV-004")
 def test_acknowledging_all_ones_leaves_no_undefined_bit(board: Board) -> None:
     board.boot(F_FLUSH)  # without EVENT_IDX every used buffer is told
     board.works()
@@ -449,6 +465,7 @@ def test_acknowledging_all_ones_leaves_no_undefined_bit(board: Board) -> None:
     assert board.regs.read(INTERRUPT_STATUS) == 1
 
 
+@pytest.mark.clause("MMIO-DEV-005", "MMIO-DEV-006")
 def test_4_2_2_1_a_reset_clears_interrupts_and_queues(board: Board) -> None:
     board.boot()
     board.works()
@@ -486,12 +503,14 @@ def test_2_5_2_every_width_and_offset_reads_the_same_bytes_and_0_beyond_the_end(
         assert full.regs.read(CONFIG + at, size) == int.from_bytes(padded[at : at + size], "little"), at
 
 
+@pytest.mark.clause("BASIC-DEV-013")
 def test_2_5_2_configuration_is_readable_before_features_ok(full: Board) -> None:
     full.reset()
     assert full.regs.read(CONFIG) == 2048
     assert full.regs.read(CONFIG + 36) == 1000
 
 
+@pytest.mark.clause("MMIO-DEV-007")
 def test_4_2_2_1_the_generation_changes_with_the_configuration(board: Board) -> None:
     board.boot()
     seen = [board.regs.read(GENERATION)]
@@ -523,6 +542,7 @@ def test_a_store_to_a_configuration_field_of_the_device_is_ignored(full: Board, 
 # -- reset ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause("BASIC-DEV-010")
 def test_2_4_1_a_reset_of_a_device_that_does_nothing_has_happened_when_status_reads_0(board: Board) -> None:
     """Status reads 0 at once, so nothing of the reset may still be to come: the very next store counts."""
     for _ in range(3):
@@ -534,6 +554,7 @@ def test_2_4_1_a_reset_of_a_device_that_does_nothing_has_happened_when_status_re
         board.reset()
 
 
+@pytest.mark.clause("BASIC-DEV-010", "BASIC-DEV-011", "BASIC-DEV-012")
 @pytest.mark.parametrize("kind", [IN, OUT])
 def test_2_4_status_is_not_0_while_the_drive_may_still_touch_guest_memory(kind: int) -> None:
     engine = Held()
@@ -590,6 +611,7 @@ def test_2_4_driver_ok_during_a_reset_starts_nothing() -> None:
     assert board.rings[0].used() == [] and board.notified == []
 
 
+@pytest.mark.clause("BASIC-DEV-011", "BASIC-DEV-012")
 @given(after=st.integers(0, 14), batched=st.booleans())
 def test_2_4_a_reset_at_any_trace_point_leaves_memory_alone_once_status_reads_0(after: int, batched: bool) -> None:
     """The device stands at any point of serving two requests when the driver resets it."""
@@ -623,6 +645,7 @@ def test_2_4_a_reset_at_any_trace_point_leaves_memory_alone_once_status_reads_0(
         assert board.works()
 
 
+@pytest.mark.clause("BASIC-DEV-004")
 def test_needs_reset_is_told_once_the_driver_is_ready_and_cleared_by_a_reset(board: Board) -> None:
     board.boot()
     board.device.fail(vb.VirtioError("test"))
@@ -733,6 +756,20 @@ DEVICES = {
 }
 
 
+@pytest.mark.clause(
+    "BASIC-DRV-017",
+    "MMIO-DRV-001",
+    "MMIO-DRV-002",
+    "MMIO-DRV-003",
+    "MMIO-DRV-004",
+    "MMIO-DRV-005",
+    "MMIO-DRV-006",
+    "MMIO-DRV-007",
+    "MMIO-DRV-016",
+    "MMIO-DRV-026",
+    "MMIO-DRV-027",
+    "MMIO-DRV-030",
+)
 @pytest.mark.parametrize("queues", [1, 2])
 @pytest.mark.parametrize("device", DEVICES)
 def test_4_2_2_2_every_access_of_the_drivers_probe_is_allowed(device: str, queues: int) -> None:
@@ -752,6 +789,7 @@ def test_4_2_2_2_every_access_of_the_drivers_probe_is_allowed(device: str, queue
     assert driver.num_queues == queues
 
 
+@pytest.mark.clause("MMIO-DRV-001", "MMIO-DRV-002", "MMIO-DRV-003", "MMIO-DRV-017")
 def test_4_2_2_2_every_access_of_a_second_probe_is_allowed() -> None:
     board = Board(queues=2, memory_bytes=1 << 20)
     driver, bus = attached(board)
@@ -761,6 +799,7 @@ def test_4_2_2_2_every_access_of_a_second_probe_is_allowed() -> None:
     assert bus.broken == [] and board.status() == 15
 
 
+@pytest.mark.clause("MMIO-DRV-020", "MMIO-DRV-021", "MMIO-DRV-022", "MMIO-DRV-032", "MMIO-DRV-034", "SPLIT-DRV-018")
 @pytest.mark.parametrize("pending", [1, 2, 3, 0xFFFFFFFF, 0xFFFFFFF0])
 def test_4_2_2_2_undefined_interrupt_bits_are_disregarded_and_not_acknowledged(pending: int) -> None:
     board = Board(memory_bytes=1 << 20)
@@ -775,16 +814,17 @@ def test_4_2_2_2_undefined_interrupt_bits_are_disregarded_and_not_acknowledged(p
 
 
 def test_the_probe_reads_what_the_device_says() -> None:
-    device = vb.VirtioBlkDevice(size_max=4096, block_size=4096, seg_max=7, max_discard_sectors=800)
+    device = vb.VirtioBlkDevice(size_max=4096, block_size=4096, seg_max=6, max_discard_sectors=800)
     driver, _ = attached(Board(device, queues=2, memory_bytes=1 << 20, sectors=4096))
     finish(driver.probe())
     assert driver.capacity_sectors == 4096
     limits = driver.limits
-    assert (limits.max_segments, limits.max_segment_bytes, limits.logical_block_bytes) == (7, 4096, 4096)
+    assert (limits.max_segments, limits.max_segment_bytes, limits.logical_block_bytes) == (6, 4096, 4096)
     assert (limits.max_discard_sectors, limits.max_write_zeroes_sectors, limits.flush, limits.read_only) == (800, 800, True, False)
 
 
-@pytest.mark.parametrize(("offset", "value"), [(MAGIC, 0), (MAGIC, 0x74726977), (VERSION, 1), (VERSION, 3), (DEVICE_ID, 1), (DEVICE_ID, 0)])
+@pytest.mark.clause("MMIO-DRV-008", "MMIO-DRV-009", "MMIO-DRV-010", "MMIO-DRV-011")
+@pytest.mark.parametrize(("offset", "value"), [(MAGIC, 0), (MAGIC, 0x74726977), (VERSION, 1), (VERSION, 3), (DEVICE_ID, 1), (DEVICE_ID, 4)])
 def test_4_2_3_1_1_a_device_that_is_no_virtio_block_device_is_left_alone(offset: int, value: int) -> None:
     board = Board(memory_bytes=1 << 20)
     driver, bus = attached(board)
@@ -820,6 +860,7 @@ def test_2_2_1_the_driver_ignores_an_offered_bit_that_it_does_not_know() -> None
     assert not driver.features & (1 << 22 | 1 << 45 | 1 << 62)
 
 
+@pytest.mark.clause("BASIC-DRV-014", "BASIC-DRV-016")
 def test_2_5_1_a_field_is_read_again_while_the_generation_changes() -> None:
     board = Board(memory_bytes=1 << 20)
     driver, _ = attached(board)
@@ -841,6 +882,7 @@ def test_2_5_1_a_field_is_read_again_while_the_generation_changes() -> None:
     assert seen.count(CONFIG) == 4
 
 
+@pytest.mark.clause("BASIC-DRV-013")
 def test_a_driver_waits_until_a_reset_is_over() -> None:
     engine = Held()
     board = Board(engine=engine, memory_bytes=1 << 20).boot()
@@ -856,6 +898,7 @@ def test_a_driver_waits_until_a_reset_is_over() -> None:
     assert board.status() == 0
 
 
+@pytest.mark.clause("MMIO-DRV-017")
 def test_4_2_3_2_a_queue_in_use_is_not_set_up_again() -> None:
     board = Board(memory_bytes=1 << 20)
     driver, _ = attached(board)
@@ -864,6 +907,7 @@ def test_4_2_3_2_a_queue_in_use_is_not_set_up_again() -> None:
         finish(driver.transport.setup_queue(0, driver.queues[0].layout))
 
 
+@pytest.mark.clause("BASIC-DRV-010")
 @pytest.mark.parametrize("left_out", [F_EVENT_IDX, F_INDIRECT, F_MQ, F_DISCARD, F_CONFIG_WCE, F_FLUSH | F_CONFIG_WCE], ids=hex)
 def test_the_drivers_allow_list_is_never_exceeded(left_out: int) -> None:
     board = Board(queues=2, memory_bytes=1 << 20)

@@ -6,7 +6,15 @@ import struct
 
 from ..errors import ConfigError
 from ..spec.virtio import DEVICE_ID_BLOCK, Feature
-from ..spec.virtio_blk import CONFIG_BYTES, CONFIG_OFFSETS, ID_BYTES, BlkFeature
+from ..spec.virtio_blk import (
+    CONFIG_BYTES,
+    CONFIG_BYTES_SECURE_ERASE,
+    CONFIG_OFFSETS,
+    ID_BYTES,
+    LIFETIME_EST_MAX,
+    PRE_EOL_MAX,
+    BlkFeature,
+)
 
 __all__ = ["BlkConfig"]
 
@@ -35,6 +43,13 @@ class BlkConfig:
         event_idx: bool = True,
         indirect: bool = True,
         packed: bool = False,
+        max_discard_seg: int = 1,
+        secure_erase: bool = False,
+        physical_block_size: int | None = None,
+        alignment_offset: int = 0,
+        min_io_size: int = 0,
+        opt_io_size: int = 0,
+        lifetime: tuple[int, int, int] | None = None,
     ) -> None:
         if queues is not None and not 1 <= queues <= 1024:
             raise ConfigError(f"device queues={queues}", "use 1 to 1024")
@@ -48,6 +63,12 @@ class BlkConfig:
             raise ConfigError(f"device size_max={size_max}", "use 512 or more bytes a segment, or 0 for no limit")
         if max_discard_sectors < 1:
             raise ConfigError(f"device max_discard_sectors={max_discard_sectors}", "use 1 or more")
+        if not 1 <= max_discard_seg <= 256:
+            raise ConfigError(f"device max_discard_seg={max_discard_seg}", "use 1 to 256")
+        _check_topology(block_size, physical_block_size, alignment_offset, min_io_size, opt_io_size)
+        if lifetime is not None and not _is_lifetime(lifetime):
+            what = f"(pre_eol_info 0 to {PRE_EOL_MAX}, typ_a 0 to {LIFETIME_EST_MAX}, typ_b 0 to {LIFETIME_EST_MAX})"
+            raise ConfigError(f"device lifetime={lifetime!r}", f"give {what}, or None")
         if len(serial.encode()) > ID_BYTES:
             raise ConfigError(f"device serial={serial!r}", f"at most {ID_BYTES} bytes")
         self.num_queues = queues or 0
@@ -63,6 +84,13 @@ class BlkConfig:
         self.event_idx = event_idx
         self.indirect = indirect
         self.packed = packed
+        self.max_discard_seg = max_discard_seg
+        self.secure_erase = secure_erase
+        self.physical_block_size = physical_block_size or block_size
+        self.alignment_offset = alignment_offset
+        self.min_io_size = min_io_size
+        self.opt_io_size = opt_io_size
+        self.lifetime = lifetime
 
     def __repr__(self) -> str:
         plain = BlkConfig().__dict__
@@ -85,8 +113,13 @@ class BlkConfig:
             bits |= BlkFeature.SIZE_MAX
         if self.read_only:
             bits |= BlkFeature.RO
-        elif self.discard:
-            bits |= BlkFeature.DISCARD | BlkFeature.WRITE_ZEROES
+        else:
+            if self.discard:
+                bits |= BlkFeature.DISCARD | BlkFeature.WRITE_ZEROES
+            if self.secure_erase:
+                bits |= BlkFeature.SECURE_ERASE
+        if self.lifetime is not None:
+            bits |= BlkFeature.LIFETIME
         return int(bits)
 
     def accepts(self, features: int) -> bool:
@@ -95,7 +128,8 @@ class BlkConfig:
 
     def read_config(self) -> bytes:
         """The configuration space, §5.2.4."""
-        data = bytearray(CONFIG_BYTES)
+        erases = self.secure_erase and not self.read_only
+        data = bytearray(CONFIG_BYTES_SECURE_ERASE)
 
         def put(name: str, code: str, value: int) -> None:
             struct.pack_into("<" + code, data, CONFIG_OFFSETS[name], value)
@@ -104,18 +138,43 @@ class BlkConfig:
         put("size_max", "I", self.size_max)
         put("seg_max", "I", self.seg_max)
         put("blk_size", "I", self.block_size)
+        put("physical_block_exp", "B", (self.physical_block_size // self.block_size).bit_length() - 1)
+        put("alignment_offset", "B", self.alignment_offset // self.block_size)
+        put("min_io_size", "H", self.min_io_size // self.block_size)
+        put("opt_io_size", "I", self.opt_io_size // self.block_size)
         put("writeback", "B", self.writeback)
         put("num_queues", "H", self.num_queues)
         if self.discard and not self.read_only:
             put("max_discard_sectors", "I", self.max_discard_sectors)
-            put("max_discard_seg", "I", 1)
+            put("max_discard_seg", "I", self.max_discard_seg)
             put("discard_sector_alignment", "I", self.block_size >> 9)
             put("max_write_zeroes_sectors", "I", self.max_discard_sectors)
-            put("max_write_zeroes_seg", "I", 1)
+            put("max_write_zeroes_seg", "I", self.max_discard_seg)
             put("write_zeroes_may_unmap", "B", 1)
-        return bytes(data)
+        if erases:
+            put("max_secure_erase_sectors", "I", self.max_discard_sectors)
+            put("max_secure_erase_seg", "I", self.max_discard_seg)
+            put("secure_erase_sector_alignment", "I", self.block_size >> 9)
+        return bytes(data if erases else data[:CONFIG_BYTES])
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Only ``writeback`` can be written, and only with CONFIG_WCE negotiated (§5.2.5)."""
         if offset == CONFIG_OFFSETS["writeback"] and len(data) == 1 and self.driver_features & BlkFeature.CONFIG_WCE and data[0] <= 1:
             self.writeback = bool(data[0])
+
+
+def _check_topology(block: int, physical: int | None, offset: int, least: int, best: int) -> None:
+    """ConfigError unless these sizes in bytes can be said in TOPOLOGY's fields (§5.2.4)."""
+    if physical is not None and (physical % block or physical & (physical - 1) or physical < block):
+        raise ConfigError(f"device physical_block_size={physical}", f"use block_size ({block}) times a power of two")
+    for name, value, most in (("alignment_offset", offset, 0xFF), ("min_io_size", least, 0xFFFF), ("opt_io_size", best, 0xFFFFFFFF)):
+        if value < 0 or value % block or value // block > most:
+            raise ConfigError(f"device {name}={value}", f"use a multiple of block_size ({block}) of at most {most:,} blocks")
+
+
+def _is_lifetime(value: object) -> bool:
+    """Whether this is what a device may report: no reserved value (§5.2.6)."""
+    limits = PRE_EOL_MAX, LIFETIME_EST_MAX, LIFETIME_EST_MAX
+    if not isinstance(value, tuple) or len(value) != len(limits):
+        return False
+    return all(isinstance(one, int) and 0 <= one <= most for one, most in zip(value, limits, strict=True))

@@ -9,8 +9,9 @@ from ..spec.virtio_blk import DISCARD_SEG, DISCARD_SEG_BYTES, REQ_HEADER, REQ_HE
 __all__ = ["BlkRequest", "parse"]
 
 _unpack_header = REQ_HEADER.unpack
-_IN, _OUT, _GET_ID = int(ReqType.IN), int(ReqType.OUT), int(ReqType.GET_ID)
-_DISCARD, _WRITE_ZEROES = int(ReqType.DISCARD), int(ReqType.WRITE_ZEROES)
+_READS = frozenset(int(kind) for kind in (ReqType.IN, ReqType.GET_ID, ReqType.GET_LIFETIME))
+_RANGED = frozenset(int(kind) for kind in (ReqType.DISCARD, ReqType.WRITE_ZEROES, ReqType.SECURE_ERASE))
+_RANGES_BYTES = 256 * DISCARD_SEG_BYTES  # more than any device here takes: nothing the driver says sizes a list
 
 
 class BlkRequest:
@@ -25,7 +26,7 @@ class BlkRequest:
         "left",
         "length",
         "queue",
-        "range",
+        "ranges",
         "sector",
         "status",
         "status_view",
@@ -41,7 +42,7 @@ class BlkRequest:
         self.sector = 0
         self.data: list[memoryview] = []
         self.length = 0  # bytes of data
-        self.range: tuple[int, int, int] | None = None  # sector, sectors, flags of DISCARD and WRITE_ZEROES, if it is one range
+        self.ranges: list[tuple[int, int, int]] = []  # sector, sectors, flags of DISCARD, WRITE_ZEROES and SECURE_ERASE
         self.status_view: memoryview | None = None
         self.status = 0
         self.error = 0  # minus the errno of the engine's failure
@@ -72,10 +73,10 @@ def parse(queue: SplitDevice, chain: Chain) -> BlkRequest:
             raise VirtioError(f"a request header of {len(header)} bytes, {REQ_HEADER_BYTES} are needed", "5.2.6")
         kind, _, request.sector = _unpack_header(header)
     request.type = kind
-    request.data = data = writable if kind == _IN or kind == _GET_ID else readable
+    request.data = data = writable if kind in _READS else readable
     request.length = len(data[0]) if len(data) == 1 else sum(map(len, data))
-    if kind > _OUT and (kind == _DISCARD or kind == _WRITE_ZEROES) and request.length == DISCARD_SEG_BYTES:
-        request.range = DISCARD_SEG.unpack(b"".join(data))
+    if kind in _RANGED and not request.length % DISCARD_SEG_BYTES and request.length <= _RANGES_BYTES:
+        request.ranges = list(DISCARD_SEG.iter_unpack(b"".join(data)))
     return request
 
 

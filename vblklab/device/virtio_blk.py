@@ -14,7 +14,8 @@ from ..errors import VirtioError
 from ..events import WAIT, Wait
 from ..iostack import Op
 from ..ring import Chain, SplitDevice
-from ..spec.virtio_blk import DISCARD_SEG_BYTES, ID_BYTES, WRITE_ZEROES_UNMAP, BlkFeature, BlkStatus, ReqType
+from ..spec.virtio_blk import WRITE_ZEROES_UNMAP, BlkFeature, BlkStatus, ReqType
+from .answers import answer, check_ranges
 from .batch import BatchPath
 from .config import BlkConfig
 from .engine_api import Engine, IoOp
@@ -26,9 +27,15 @@ __all__ = ["VirtioBlkDevice"]
 Steps = Generator[Any, int, Any]
 # Plain ints: comparing enum members is slow in CPython and these run for every request.
 _IN, _OUT, _GET_ID, _TYPE_FLUSH = int(ReqType.IN), int(ReqType.OUT), int(ReqType.GET_ID), int(ReqType.FLUSH)
-_TYPE_DISCARD, _TYPE_WRITE_ZEROES = int(ReqType.DISCARD), int(ReqType.WRITE_ZEROES)
+_GET_LIFETIME = int(ReqType.GET_LIFETIME)
 _READ, _WRITE, _FLUSH, _WRITE_ZEROES, _DISCARD = int(Op.READ), int(Op.WRITE), int(Op.FLUSH), int(Op.WRITE_ZEROES), int(Op.DISCARD)
-_OK, _IOERR, _UNSUPP = int(BlkStatus.OK), int(BlkStatus.IOERR), int(BlkStatus.UNSUPP)
+_IOERR, _UNSUPP = int(BlkStatus.IOERR), int(BlkStatus.UNSUPP)
+_OP_OF = {
+    int(ReqType.DISCARD): _DISCARD,
+    int(ReqType.WRITE_ZEROES): _WRITE_ZEROES,
+    int(ReqType.SECURE_ERASE): int(Op.SECURE_ERASE),
+}
+"""Requests that name ranges: the engine's operation for each of them."""
 
 
 _SPINS = 400
@@ -326,11 +333,9 @@ class VirtioBlkDevice(BlkConfig):
             if request.sector + (request.length >> 9) > self.capacity_sectors:
                 return _IOERR
             return _IOERR if kind == _OUT and self.read_only else 0
-        if kind == _TYPE_FLUSH or kind == _GET_ID:
+        if kind == _TYPE_FLUSH or kind == _GET_ID or (kind == _GET_LIFETIME and self.lifetime is not None):
             return 0
-        if self.discard and (kind == _TYPE_DISCARD or kind == _TYPE_WRITE_ZEROES):
-            return self._check_range(request)
-        return _UNSUPP
+        return check_ranges(self, request) if kind in _OP_OF else _UNSUPP
 
     def submit(self, request: BlkRequest) -> Steps:
         """Hand the request to the engine, or end it if it needs none: ``virtio_blk_handle_request()`` behind its checks."""
@@ -341,12 +346,12 @@ class VirtioBlkDevice(BlkConfig):
             self.operate(request, _WRITE, request.sector << 9, request.length, request.data)
         elif kind == _TYPE_FLUSH:
             self.operate(request, _FLUSH, 0, 0, [])
-        elif kind == _GET_ID:
-            yield from self.end(request, self._get_id(request))
+        elif kind == _GET_ID or kind == _GET_LIFETIME:
+            yield from self.end(request, answer(self, request))
         else:
-            sector, sectors, flags = request.range or (0, 0, 0)
-            op = _DISCARD if kind == _TYPE_DISCARD else _WRITE_ZEROES
-            self.operate(request, op, sector << 9, sectors << 9, [], bool(flags & WRITE_ZEROES_UNMAP) or op == _DISCARD)
+            op = _OP_OF[kind]
+            for sector, sectors, flags in request.ranges:
+                self.operate(request, op, sector << 9, sectors << 9, [], bool(flags & WRITE_ZEROES_UNMAP) or op == _DISCARD)
 
     def complete(self, request: BlkRequest, status: int) -> Steps:
         """The status byte first, then the used element, still unpublished: ``virtio_blk_req_complete()``, §5.2.6."""
@@ -464,31 +469,6 @@ class VirtioBlkDevice(BlkConfig):
             if self._owns(queue):
                 queue.flush()
                 yield from self._notify(queue.number)
-
-    def _get_id(self, request: BlkRequest) -> int:
-        """The serial, NUL-padded to 20 bytes; no NUL if it has all 20 (§5.2.6)."""
-        text = self.serial.encode().ljust(ID_BYTES, b"\0")
-        at = 0
-        for view in request.data:
-            part = text[at : at + len(view)]
-            view[: len(part)] = part
-            at += len(part)
-        request.written = at
-        return _OK if at == ID_BYTES else _IOERR
-
-    def _check_range(self, request: BlkRequest) -> int:
-        """DISCARD and WRITE_ZEROES take one range each here (max_…_seg is 1): §5.2.6.2."""
-        if self.read_only or request.length % DISCARD_SEG_BYTES or not request.length:
-            return _IOERR
-        if request.range is None:
-            return _UNSUPP
-        sector, sectors, flags = request.range
-        if flags & ~(WRITE_ZEROES_UNMAP if request.type == _TYPE_WRITE_ZEROES else 0):
-            return _UNSUPP
-        block = self.block_size >> 9
-        if sectors > self.max_discard_sectors or sector + sectors > self.capacity_sectors or sector % block or sectors % block:
-            return _IOERR
-        return 0
 
     def complete_batch(self, completed: list[IoOp]) -> Steps:
         """End what the engine finished, with one used.idx store and one interrupt decision a queue."""

@@ -17,6 +17,8 @@ __all__ = ["BrdDriver", "Drive", "NvmeDriver", "ServiceTime", "execute"]
 
 Steps = Generator[Any, int, Any]
 _READ, _WRITE, _FLUSH, _DISCARD = int(Op.READ), int(Op.WRITE), int(Op.FLUSH), int(Op.DISCARD)
+_SECURE_ERASE = int(Op.SECURE_ERASE)
+_ERASE_BYTES = 1 << 20
 
 
 @lru_cache(maxsize=16)
@@ -78,11 +80,21 @@ def execute(store: Store, op: int, offset: int, length: int, views: list[memoryv
             store.flush()
         elif op == _DISCARD:
             store.discard(offset, length)
+        elif op == _SECURE_ERASE:
+            _erase(store, offset, length)
         else:
             store.write_zeroes(offset, length, unmap)
     except OSError as error:
         return error.errno or errno.EIO
     return 0
+
+
+def _erase(store: Store, offset: int, length: int) -> None:
+    """Overwrite with zeroes, whatever cheaper ways the store has to forget data, and make it stable."""
+    zeroes = memoryview(bytes(min(length, _ERASE_BYTES)))
+    for at in range(offset, offset + length, _ERASE_BYTES):
+        store.writev(at, [zeroes[: min(_ERASE_BYTES, offset + length - at)]])
+    store.flush()
 
 
 class Drive:

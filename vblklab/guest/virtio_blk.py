@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
 
 from ..errors import ConfigError, QueueFull, VirtioError
-from ..iostack import IOStack, Limits, Op, Request
+from ..events import Wait
+from ..iostack import Bio, IOStack, Limits, Op, Request
 from ..memory import GuestPages, Segment
 from ..ring import PackedDriver, SplitDriver
 from ..spec.virtio import DEVICE_ID_BLOCK, Feature, Status
@@ -16,6 +18,7 @@ from ..spec.virtio_blk import (
     DISCARD_SEG,
     DISCARD_SEG_BYTES,
     ID_BYTES,
+    LIFETIME,
     REQ_HEADER,
     REQ_HEADER_BYTES,
     WRITE_ZEROES_UNMAP,
@@ -35,13 +38,17 @@ _TYPE = {
     Op.FLUSH: ReqType.FLUSH,
     Op.DISCARD: ReqType.DISCARD,
     Op.WRITE_ZEROES: ReqType.WRITE_ZEROES,
-    Op.DRV_IN: ReqType.GET_ID,
+    Op.SECURE_ERASE: ReqType.SECURE_ERASE,
+    Op.DRV_IN: ReqType.GET_ID,  # unless the bio's token says which
 }
 _ERRNO = {BlkStatus.OK: 0, BlkStatus.UNSUPP: errno.EOPNOTSUPP}
 _STATUS_UNWRITTEN = 0xFF
+_OWN_IO = 0xFFFF << 32  # the trace's number for I/O that no job asked for
+_LOOK_NS = 20_000
 _pack_header = REQ_HEADER.pack_into
 # Plain ints: enum arithmetic is slow in CPython and these run for every request.
 _READ, _WRITE, _DISCARD, _WRITE_ZEROES, _DRV_IN = (int(op) for op in (Op.READ, Op.WRITE, Op.DISCARD, Op.WRITE_ZEROES, Op.DRV_IN))
+_SECURE_ERASE = int(Op.SECURE_ERASE)
 _TYPE_OF = {int(op): int(kind) for op, kind in _TYPE.items()}
 _ERRNO_OF = {int(status): error for status, error in _ERRNO.items()}
 
@@ -67,6 +74,8 @@ class VirtioBlkDriver:
         | BlkFeature.MQ
         | BlkFeature.DISCARD
         | BlkFeature.WRITE_ZEROES
+        | BlkFeature.SECURE_ERASE
+        | BlkFeature.LIFETIME
     )
 
     def __init__(self, *, features: int | None = None, poll: bool = False, queues: int | None = None) -> None:
@@ -103,15 +112,19 @@ class VirtioBlkDriver:
     # -- probe -----------------------------------------------------------------------------------------------------------
 
     def probe(self) -> Steps:
-        """The initialisation handshake of §3.1.1 and ``virtblk_probe()``; raises VirtioError and sets FAILED if it cannot."""
+        """The initialisation handshake of §3.1.1 and ``virtblk_probe()``; raises VirtioError and sets FAILED if it cannot.
+
+        Where no device is, it does nothing: ``queues`` stays empty.
+        """
         transport = self.transport
-        yield from transport.probe(DEVICE_ID_BLOCK)
+        if (yield from transport.probe(DEVICE_ID_BLOCK)):
+            return
         yield from transport.reset()
         yield from transport.add_status(Status.ACKNOWLEDGE)
         yield from transport.add_status(Status.DRIVER)
         try:
             offered = yield from transport.device_features()
-            self.features = offered & int(self.allowed)
+            self.features = offered & (int(self.allowed) | transport.features)
             if self.packed:
                 if not offered & Feature.RING_PACKED:
                     raise VirtioError("the recipe's queue is packed, and the device does not offer RING_PACKED", "2.8")
@@ -132,15 +145,25 @@ class VirtioBlkDriver:
         block = yield from self._field("blk_size", 4, BlkFeature.BLK_SIZE, 512)
         max_discard = yield from self._field("max_discard_sectors", 4, BlkFeature.DISCARD)
         max_zeroes = yield from self._field("max_write_zeroes_sectors", 4, BlkFeature.WRITE_ZEROES)
+        max_erase = yield from self._field("max_secure_erase_sectors", 4, BlkFeature.SECURE_ERASE)
+        exponent = yield from self._field("physical_block_exp", 1, BlkFeature.TOPOLOGY)
+        offset = yield from self._field("alignment_offset", 1, BlkFeature.TOPOLOGY)
+        least = yield from self._field("min_io_size", 2, BlkFeature.TOPOLOGY)
+        best = yield from self._field("opt_io_size", 4, BlkFeature.TOPOLOGY)
         self.num_queues = yield from self._field("num_queues", 2, BlkFeature.MQ, 1)
         if block < 512 or block & (block - 1):
             raise VirtioError(f"blk_size {block}", "5.2.4")
         self.limits = Limits(
-            max_segments=max(1, min(seg_max, self.queue_size - 2) if not has & Feature.INDIRECT_DESC else seg_max),
+            max_segments=max(1, seg_max),
             max_segment_bytes=size_max or 0xFFFFFFFF,
             max_discard_sectors=max_discard,
             max_write_zeroes_sectors=max_zeroes,
+            max_secure_erase_sectors=max_erase,
             logical_block_bytes=block,
+            physical_block_bytes=block << exponent,
+            alignment_offset=offset * block,
+            io_min=least * block,
+            io_opt=best * block,
             read_only=bool(has & BlkFeature.RO),
             flush=bool(has & BlkFeature.FLUSH),
         )
@@ -157,16 +180,20 @@ class VirtioBlkDriver:
 
     def _find_queues(self) -> Steps:
         """Set up the rings and, once, a request slot per tag: header and status live in guest memory, like Linux's pdu."""
-        indirect = self.limits.max_segments + 2 if self.features & Feature.INDIRECT_DESC else 0
         first = not self.queues
+        sizes = []
         for number in range(self.num_queues):
             most = yield from self.transport.queue_size_max(number)
             if not most:
                 raise VirtioError(f"queue {number} does not exist although num_queues is {self.num_queues}", "4.2.3.2")
-            size = min(self.queue_size, most)
-            if size < 3 and not indirect:
-                raise ConfigError(f"a queue of {size} entries without INDIRECT_DESC", "a request needs 3 descriptors")
-            event_idx = bool(self.features & Feature.EVENT_IDX)
+            sizes.append(min(self.queue_size, most))
+        least = min(sizes)
+        if least < 3:  # a chain is never longer than its queue, in a table or not: §2.7.5.3.1
+            raise ConfigError(f"a queue of {least} entries", "a request needs 3 descriptors")
+        self.limits = replace(self.limits, max_segments=min(self.limits.max_segments, least - 2))
+        indirect = self.limits.max_segments + 2 if self.features & Feature.INDIRECT_DESC else 0
+        event_idx = bool(self.features & Feature.EVENT_IDX)
+        for number, size in enumerate(sizes):
             old = None if first else self.queues[number]
             if old is not None and (old.size, old.indirect_segments) == (size, indirect):
                 ring = self.queues[number] = old.renew(event_idx=event_idx)
@@ -219,12 +246,13 @@ class VirtioBlkDriver:
         if op == _READ:
             _pack_header(memory, header - base, 0, 0, rq.sector)
             return head, rq.segments + tail
-        _pack_header(memory, header - base, _TYPE_OF[op], 0, rq.sector if op == _WRITE else 0)
+        kind = _TYPE_OF[op] if op != _DRV_IN else rq.bios[0].token or _TYPE_OF[op]
+        _pack_header(memory, header - base, kind, 0, rq.sector if op == _WRITE else 0)
         if op == _WRITE:
             return head + rq.segments, tail
         if op == _DRV_IN:
             return head, rq.segments + tail
-        if op == _DISCARD or op == _WRITE_ZEROES:
+        if op == _DISCARD or op == _WRITE_ZEROES or op == _SECURE_ERASE:
             flags = WRITE_ZEROES_UNMAP if op == _WRITE_ZEROES else 0
             DISCARD_SEG.pack_into(memory, header - base + REQ_HEADER_BYTES, rq.sector, rq.length >> 9, flags)
             return [*head, (header + REQ_HEADER_BYTES, DISCARD_SEG_BYTES)], tail
@@ -295,6 +323,8 @@ class VirtioBlkDriver:
                 return
             rq: Request = got[0]  # type: ignore[assignment]
             status = memory[rq.pdu[1] - base]
+            if not status and rq.op == _READ and got[1] < rq.length:
+                status = _STATUS_UNWRITTEN  # nothing is known of the data behind the used length: §2.7.8.2
             yield ("virtqueue_get_buf", rq.key)
             yield from complete(rq, _ERRNO_OF.get(status, errno.EIO) if status else 0)
 
@@ -332,7 +362,29 @@ class VirtioBlkDriver:
 
     # -- requests of the driver's own ------------------------------------------------------------------------------------
 
-    ID_BYTES = ID_BYTES
+    def serial(self) -> Generator[Any, int, str]:
+        """GET_ID: the device's serial, ``/sys/block/vda/serial``; a walk for ``vm.task()``.  Raises OSError if the device refuses."""
+        data = yield from self._ask(ReqType.GET_ID, ID_BYTES)
+        return data.split(b"\0")[0].decode(errors="replace")
+
+    def lifetime(self) -> Generator[Any, int, tuple[int, int, int]]:
+        """GET_LIFETIME: (pre_eol_info, device_lifetime_est_typ_a, device_lifetime_est_typ_b), §5.2.6; needs VIRTIO_BLK_F_LIFETIME."""
+        if not self.features & BlkFeature.LIFETIME:
+            raise ConfigError("the lifetime cannot be asked for", "the device did not offer VIRTIO_BLK_F_LIFETIME: give it lifetime=")
+        found: tuple[int, int, int] = LIFETIME.unpack((yield from self._ask(ReqType.GET_LIFETIME, LIFETIME.size)))
+        return found
+
+    def _ask(self, kind: int, length: int) -> Generator[Any, int, bytes]:
+        """One request that reads ``length`` bytes about the device, waited for by looking every 20 µs."""
+        gpa = self.pages.alloc(length, 16)
+        ended: list[Bio] = []
+        yield from self.iostack.submit_bio(Bio(_DRV_IN, 0, length, [(gpa, length)], _OWN_IO, 0, ended.append, kind), None, lambda: None)
+        while not ended:
+            now = yield ("virtblk_poll", 0)
+            yield Wait(now + _LOOK_NS)
+        if ended[0].status:
+            raise OSError(ended[0].status, f"the device refuses {ReqType(kind).name}: {errno.errorcode[ended[0].status]}")
+        return bytes(self.memory.read(gpa, length))
 
     def set_write_cache(self, writeback: bool) -> Steps:
         """Switch the device's cache mode through ``writeback`` in configuration space (§5.2.5.1, CONFIG_WCE)."""

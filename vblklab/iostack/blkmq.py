@@ -28,12 +28,13 @@ class Op(IntEnum):
     WRITE = 1  # REQ_OP_WRITE
     FLUSH = 2  # REQ_OP_FLUSH
     DISCARD = 3  # REQ_OP_DISCARD
+    SECURE_ERASE = 5  # REQ_OP_SECURE_ERASE
     WRITE_ZEROES = 9  # REQ_OP_WRITE_ZEROES
-    DRV_IN = 34  # REQ_OP_DRV_IN: a driver's own request that reads (GET_ID)
+    DRV_IN = 34  # REQ_OP_DRV_IN: a driver's own request that reads; the bio's token is its type
 
 
 # Plain ints for the paths where every nanosecond counts: comparing enum members is slow in CPython.
-_WRITE, _DISCARD, _WRITE_ZEROES = int(Op.WRITE), int(Op.DISCARD), int(Op.WRITE_ZEROES)
+_WRITE, _DISCARD, _WRITE_ZEROES, _SECURE_ERASE = int(Op.WRITE), int(Op.DISCARD), int(Op.WRITE_ZEROES), int(Op.SECURE_ERASE)
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,18 @@ class Limits:
     max_segment_bytes: int = 0xFFFFFFFF
     max_discard_sectors: int = 0
     max_write_zeroes_sectors: int = 0
+    max_secure_erase_sectors: int = 0
     logical_block_bytes: int = 512
     read_only: bool = False
     flush: bool = True
+    physical_block_bytes: int = 512
+    alignment_offset: int = 0
+    io_min: int = 0
+    io_opt: int = 0
+
+    def most_sectors(self, op: int) -> int:
+        """The most sectors that one request of a kind without data may name, 0 for no limit."""
+        return {_DISCARD: self.max_discard_sectors, _WRITE_ZEROES: self.max_write_zeroes_sectors}.get(op, self.max_secure_erase_sectors)
 
 
 class Bio:
@@ -214,8 +224,8 @@ class IOStack:
             if length > self._max_bytes or len(segments) > self._max_segments or self._cut_always:
                 yield from self._submit_split(bio, plug, waker)
                 return
-        elif op in (_DISCARD, _WRITE_ZEROES):
-            limit = (self.limits.max_discard_sectors if op == _DISCARD else self.limits.max_write_zeroes_sectors) * 512
+        elif op in (_DISCARD, _WRITE_ZEROES, _SECURE_ERASE):
+            limit = self.limits.most_sectors(op) * 512
             limit -= limit % self.limits.logical_block_bytes  # cuts fall on whole blocks
             if limit and length > limit:
                 yield from self._submit_ranges(bio, limit, plug, waker)

@@ -3,7 +3,8 @@
 kick  ``mmio-exit``  every doorbell store leaves to user space; the vCPU's own thread serves the queue
       ``ioeventfd``  the store is answered in the kernel, which wakes the device's thread
 call  ``intx``       QEMU's main loop sets the line with KVM_IRQ_LINE; an iothread must first wake the main loop
-      ``irqfd``      the device's thread writes an eventfd and the kernel sets the line
+      ``msi``        virtio-pci: QEMU's main loop sends the message with KVM_SIGNAL_MSI; an iothread must first wake it
+      ``irqfd``      the device's thread writes an eventfd and the kernel sets the line, or sends the vector's message
 
 All other register accesses leave to user space, the interrupt handler's InterruptStatus and InterruptACK too.
 The big QEMU lock is not modelled; its cost is inside the published figure for an exit to user space.
@@ -26,7 +27,7 @@ __all__ = ["CALLS", "KICKS", "Kvm", "KvmBus", "KvmInterrupt", "VcpuState"]
 
 Steps = Generator[Any, int, Any]
 KICKS = ("ioeventfd", "mmio-exit")
-CALLS = ("irqfd", "intx")
+CALLS = ("irqfd", "msi", "intx")
 GSI = 5
 _VRING = int(Interrupt.VRING)
 _QUEUE_NOTIFY, _INTERRUPT_ACK = int(Reg.QUEUE_NOTIFY), int(Reg.INTERRUPT_ACK)
@@ -45,8 +46,7 @@ class Kvm:
         if self.kick not in KICKS:
             raise ConfigError(f"kvm kick={self.kick!r}", f"choose {' or '.join(KICKS)}")
         if self.call not in CALLS:
-            hint = "msi needs virtio-pci; virtio-mmio has one line: " if self.call == "msi" else ""
-            raise ConfigError(f"kvm call={self.call!r}", f"{hint}choose {' or '.join(CALLS)}")
+            raise ConfigError(f"kvm call={self.call!r}", "choose irqfd, msi or intx")
         if self.vcpus is not None and (not isinstance(self.vcpus, int) or not 1 <= self.vcpus <= 64):
             raise ConfigError(f"kvm vcpus={self.vcpus!r}", "use 1 to 64")
         if self.iothread and self.kick == "mmio-exit":
@@ -161,7 +161,7 @@ class KvmInterrupt:
             self._wake_vcpu()
 
     def vcpu_interrupts(self, handler: Callable[[], Steps]) -> Steps:
-        """The interrupt context of the vCPU: while the line is high, inject and run the guest's handler."""
+        """The interrupt context of the vCPU that has the line: while it is high, inject and run the guest's handler."""
         pending = self.registers.interrupt
         while True:
             if not pending.read():

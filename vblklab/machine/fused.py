@@ -311,9 +311,9 @@ def guest_interrupts(vm: Any) -> Steps:
                         break
                     element = elements[last & mask]
                     head = element & 0xFFFFFFFF
-                    if head >= size or (rq := ring._tokens[head]) is None or element >> 32 > writable[head]:
+                    if head >= size or (rq := ring._tokens[head]) is None or element >> 32 != writable[head]:
                         sched.now = now
-                        yield from driver._drain(ring)  # the device lies
+                        yield from driver._drain(ring)  # the device lies, or the request failed
                         now = sched.now
                         break
                     ring._tokens[head] = None

@@ -24,7 +24,7 @@ def solo_path(vm: Any, task: Any, me: Any, hardware: Any) -> Callable[[Any, int,
     It returns 0, and has done nothing, if the I/O must go the long way.  None if this machine's I/Os always must.
     """
     sched, driver, device, host, bus, interrupt = vm.scheduler, vm.driver, vm.device, vm._host_stack, vm._bus, vm._interrupt
-    irq, store = vm._irq_context, vm.store
+    irq, store = vm._irq_contexts[0], vm.store
     if me.cpu is not irq.cpu or driver.poll or not interrupt._irqfd or not bus._fast or not plain_memory(store):
         return None
     number = task.queue

@@ -10,24 +10,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
+from functools import partial
 from mmap import mmap
 from typing import Any
 
 from ..errors import ConfigError, DeviceDied, NotHere, Stalled, VblkError
-from ..events import EVENTS, GROUPS, STEPS, WAIT, expand
+from ..events import EVENTS, GROUPS, STEPS, expand
 from ..guest.fio import FioTask
+from ..kvm import check_wire, vectors_of
 from ..memory import GuestMemory, GuestPages
 from ..peer.process import wait_or_kill
-from ..spec.virtio_mmio import Reg
 from ..trace.correlate import Correlator
 from ..trace.run import Run, TraceEvent
-from ..transport import InterruptStatus, MmioTransport
+from ..transport import MmioTransport, Pci, PciTransport
 from .base import Recipe, build_run, default_vcpus, deferred_interrupt, fresh, fresh_device, memory_bytes, not_simulated, real_engine
+from .live_bus import LiveBus, LivePciBus, SharedInterruptStatus, interrupts, messages
 from .live_device import (
-    ACCESS,
     Fds,
     Setup,
-    SharedInterruptStatus,
     device_died,
     device_main,
     fence,
@@ -38,10 +38,9 @@ from .live_device import (
 )
 from .loop import LiveLoop, LogEntry
 
-__all__ = ["LiveBus", "LiveMachine", "LiveVm", "live_missing"]
+__all__ = ["LiveMachine", "LiveVm", "live_missing"]
 
 Steps = Generator[Any, int, Any]
-_INTERRUPT_STATUS, _INTERRUPT_ACK = int(Reg.INTERRUPT_STATUS), int(Reg.INTERRUPT_ACK)
 _TRACE_KEPT = 4000
 _TICK_S = 0.2
 
@@ -98,47 +97,6 @@ class LiveMachine:
         return LiveVm(self, recipe)
 
 
-class LiveBus:
-    """The driver's register accesses: a request on a socket; the doorbell is an eventfd, InterruptStatus lies in shared memory."""
-
-    def __init__(self, sock: socket.socket, kicks: tuple[int, ...], status: SharedInterruptStatus, dead: Callable[[], VblkError]) -> None:
-        self._sock = sock
-        self._kicks = kicks
-        self._status = status
-        self._dead = dead
-        self.accesses = 0
-
-    def read(self, offset: int, size: int = 4) -> Steps:
-        if offset == _INTERRUPT_STATUS:
-            return self._status.read()
-        return self._access(0, offset, 0, size)
-        yield
-
-    def write(self, offset: int, value: int, size: int = 4) -> Steps:
-        if offset == _INTERRUPT_ACK:
-            self._status.ack(value)
-            return
-        self._access(1, offset, value, size)
-        return
-        yield
-
-    def _access(self, write: int, offset: int, value: int, size: int) -> int:
-        self.accesses += 1
-        try:
-            self._sock.send(ACCESS.pack(write, size, offset, value))
-            data = self._sock.recv(ACCESS.size)
-        except OSError:
-            data = b""
-        if not data:
-            raise self._dead()
-        answer: int = ACCESS.unpack(data)[3]
-        return answer
-
-    def notify(self, queue: int) -> Steps:
-        yield ("vm_notify", queue)
-        os.eventfd_write(self._kicks[queue], 1)
-
-
 class LiveVm:
     """A booted live recipe.  ``run()`` runs it to its end."""
 
@@ -173,9 +131,10 @@ class LiveVm:
         vcpus = default_vcpus(recipe)
         device = fresh_device(recipe, vcpus)
         engine = real_engine(recipe)
+        check_wire(kvm, recipe.transport)
         self._take_over(kvm, vcpus)
         size = memory_bytes(recipe, device.num_queues, device.seg_max, recipe.queue.size)
-        fds, mmio, self._control = self._open_fds(size, device.num_queues)
+        fds, mmio, self._control = self._open_fds(size, device.num_queues, self._messages(device.num_queues))
         self._words = memoryview(mmap(fds.words, 4096))
         self._build_guest(fds.memory, size)
         setup = Setup(
@@ -188,25 +147,46 @@ class LiveVm:
             int(machine.poll_us * 1000),
             machine.fast,
             not hasattr(recipe.disk, "path"),
-            self._irqfd,
+            recipe.transport,
+            vectors_of(kvm, recipe.transport),
+            self._irqfd(),
         )
         self._start_device(setup)
-        status = SharedInterruptStatus(self._words.cast("I"))
-        self.bus = self._wire(fds, mmio, status)
-        self.transport = MmioTransport(self.bus)
+        self._connect(mmio, fds, SharedInterruptStatus(self._words.cast("I")))
         self.driver.attach(self.pages, self.transport, self.iostack, queue_size=recipe.queue.size, packed=recipe.queue.packed)
         self.loop.watch(self._control.fileno(), self._from_device)
 
-    _irqfd = True  # whether the call's eventfd is the interrupt's own, so that writing it raises the interrupt
-
-    def _wire(self, fds: Fds, mmio: socket.socket, status: SharedInterruptStatus) -> LiveBus:
-        """The wires between the halves: how registers, kicks and calls travel."""
-        irq = self.loop.add("guest irq", self._interrupts(status))
-        self.loop.watch_eventfd(fds.call, irq.notify)
-        return LiveBus(mmio, fds.kicks, status, self._dead)
+    def _irqfd(self) -> bool:
+        """Whether the eventfds that the device writes are the interrupt itself, or somebody's who raises it."""
+        return True
 
     def _make_loop(self) -> LiveLoop:
         return LiveLoop("guest:epoll_wait", trace=self.machine.trace)
+
+    def _messages(self, queues: int) -> int:
+        """How many MSI-X vectors the driver can use at most."""
+        if not isinstance(self.recipe.transport, Pci):
+            return 0
+        vectors = vectors_of(self.recipe.kvm, self.recipe.transport)
+        return queues + 1 if vectors is None else min(vectors, queues + 1)
+
+    def _connect(self, mmio: socket.socket, fds: Fds, status: SharedInterruptStatus) -> None:
+        """The driver's transport, and its interrupt contexts: one for the line and one for each vector."""
+        self.bus: LiveBus | LivePciBus
+        self.transport: MmioTransport | PciTransport
+        if isinstance(self.recipe.transport, Pci):
+            self.bus = LivePciBus(mmio, fds.kicks, self._dead)
+            self.transport = PciTransport(self.bus)
+            self._watch("guest irq", fds.calls[0], messages(self.driver.interrupt))
+            for vector, call in enumerate(fds.calls[1:]):
+                self._watch(f"guest irq {vector}", call, messages(partial(self.driver.interrupt, vector)))
+        else:
+            self.bus = LiveBus(mmio, fds.kicks, status, self._dead)
+            self.transport = MmioTransport(self.bus)
+            self._watch("guest irq", fds.calls[0], interrupts(self.driver.interrupt, status))
+
+    def _watch(self, name: str, fd: int, context: Steps) -> None:
+        self.loop.watch_eventfd(fd, self.loop.add(name, context).notify)
 
     def _build_guest(self, memory_fd: int, size: int) -> None:
         """Our guest but for its transport: memory, a loop, driver and block layer."""
@@ -222,17 +202,19 @@ class LiveVm:
         notes = self.notes
         kick = "a doorbell exit" if kvm.kick == "mmio-exit" else "an ioeventfd"
         notes.append(f"kick: the driver writes an eventfd in place of {kick}; this machine has no trap")
-        notes.append(
-            f"call: the device writes an eventfd in place of {'the line' if kvm.call == 'intx' else 'the irqfd'}; nothing is injected"
-        )
-        notes.append("registers: accesses travel over a socket; InterruptStatus lies in shared memory")
+        pci = isinstance(self.recipe.transport, Pci)
+        what = {"intx": "the line", "irqfd": "the irqfd", "msi": "the main loop's message"}[kvm.call]
+        each = ", one for each vector" if pci and kvm.call != "intx" else ""
+        notes.append(f"call: the device writes an eventfd{each} in place of {what}; nothing is injected")
+        kept = "" if pci else "; InterruptStatus lies in shared memory"
+        notes.append(f"registers: accesses travel over a socket{kept}")
         if vcpus > 1:
             notes.append(f"vCPUs: the tasks of {vcpus} vCPUs share one thread; an interrupt is taken when the tasks wait")
         notes += not_simulated(self.recipe)
         if self.machine.device == "thread":
             notes.append("threads: kick and call include the hand-over of Python's global lock; use device='process' for wake-up times")
 
-    def _open_fds(self, size: int, queues: int) -> tuple[Fds, socket.socket, socket.socket]:
+    def _open_fds(self, size: int, queues: int, messages: int) -> tuple[Fds, socket.socket, socket.socket]:
         def own(fd: int) -> int:
             self._closers.append(lambda: os.close(fd))
             return fd
@@ -243,14 +225,14 @@ class LiveVm:
         os.ftruncate(words, 4096)
         flags = os.EFD_NONBLOCK | os.EFD_CLOEXEC
         kicks = tuple(own(os.eventfd(0, flags)) for _ in range(queues))
-        call = own(os.eventfd(0, flags))
+        calls = tuple(own(os.eventfd(0, flags)) for _ in range(1 + messages))
         mmio, mmio_device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         control, control_device = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         mmio.settimeout(self.machine.stall_s)
         self._closers += [mmio.close, control.close]
         self._device_ends = [mmio_device, control_device]
         self._closers.append(self._close_device_ends)
-        return Fds(memory, words, kicks, call, mmio_device.fileno(), control_device.fileno()), mmio, control
+        return Fds(memory, words, kicks, calls, mmio_device.fileno(), control_device.fileno()), mmio, control
 
     def _close_device_ends(self) -> None:
         for end in self._device_ends:
@@ -283,17 +265,11 @@ class LiveVm:
         )
         self._close_device_ends()
 
-    def _interrupts(self, status: InterruptStatus) -> Steps:
-        """The guest's interrupt context; the call eventfd is its line."""
-        while True:
-            if not status.read():
-                yield WAIT
-                continue
-            yield from self.driver.interrupt()
-
     def _boot(self) -> None:
         probe = self.loop.add("guest boot", self.driver.probe(), task=True)
         self._turn_until(lambda: probe.done, "the driver's probe")
+        if not self.driver.queues:
+            raise ConfigError("there is no device: DeviceID reads 0", "a block device's device_id is 2")
         self.iolog: list[tuple[int, int, int, int, int]] | None = [] if self.machine.iolog else None
         vcpus = default_vcpus(self.recipe)
         self.tasks: list[FioTask] = self.recipe.app.start(

@@ -25,15 +25,13 @@ from ..disk import Disk, Store
 from ..errors import ConfigError, DeviceDied, VblkError
 from ..events import WAIT
 from ..memory import GuestMemory
-from ..spec.virtio_mmio import Interrupt
-from ..transport import InterruptStatus, MmioRegisters
+from ..transport import Mmio, Pci
+from .live_bus import ACCESS, answer, device_end
 from .loop import LiveLoop
 
 __all__ = [
-    "ACCESS",
     "Fds",
     "Setup",
-    "SharedInterruptStatus",
     "child_setup",
     "device_died",
     "device_main",
@@ -46,9 +44,6 @@ __all__ = [
 ]
 
 Steps = Generator[Any, int, Any]
-ACCESS = struct.Struct("<BBIQ")
-"""One register access on the mmio socket: 0 read or 1 write, size, offset, value."""
-
 _lock = threading.Lock()
 
 
@@ -60,17 +55,17 @@ def fence() -> None:
 
 @dataclass(frozen=True)
 class Fds:
-    """What both halves share, as file descriptors.  ``memory`` and ``words`` are memfds, ``kicks`` and ``call`` eventfds."""
+    """What both halves share, as file descriptors.  ``memory`` and ``words`` are memfds, ``kicks`` and ``calls`` eventfds."""
 
     memory: int
     words: int
     kicks: tuple[int, ...]
-    call: int
+    calls: tuple[int, ...]  # the line, then one for each MSI-X vector
     mmio: int
     control: int
 
     def all(self) -> tuple[int, ...]:
-        return (self.memory, self.words, *self.kicks, self.call, self.mmio, self.control)
+        return (self.memory, self.words, *self.kicks, *self.calls, self.mmio, self.control)
 
 
 @dataclass(frozen=True)
@@ -86,35 +81,9 @@ class Setup:
     spin_ns: int
     fast: str
     scratch: bool  # a disk without a file lives in the device's memory
-    irqfd: bool = True  # writing ``fds.call`` raises the interrupt; else somebody who reads it sets the line
-
-
-class SharedInterruptStatus(InterruptStatus):
-    """InterruptStatus over words in shared memory, each written by one side only: causes raised, causes acknowledged."""
-
-    def __init__(self, words: memoryview) -> None:
-        self._words = words
-        self._seen = [0, 0]
-
-    def set(self, bits: int) -> None:
-        for bit in (0, 1):
-            if bits >> bit & 1:
-                self._words[bit] = (self._words[bit] + 1) & 0xFFFFFFFF
-
-    def read(self) -> int:
-        words, seen = self._words, self._seen
-        seen[0], seen[1] = words[0], words[1]
-        return int(seen[0] != words[2]) | int(seen[1] != words[3]) << 1
-
-    def ack(self, bits: int) -> None:
-        for bit in (0, 1):
-            if bits >> bit & 1:
-                self._words[2 + bit] = self._seen[bit]
-
-    def clear(self) -> None:
-        """Device side, during a reset: nothing is pending."""
-        self.read()
-        self.ack(3)
+    transport: Mmio | Pci
+    vectors: int | None
+    irqfd: bool = True  # writing ``fds.calls`` is the interrupt; else somebody who reads them raises it
 
 
 def send_message(sock: socket.socket, message: Any) -> None:
@@ -182,37 +151,26 @@ def _serve(setup: Setup, control: socket.socket) -> None:
         words = memoryview(mmap(fds.words, 4096)).cast("I")
         memory = GuestMemory(memoryview(memory_map), fence=fence)
         device, engine = setup.device, setup.engine
-        registers = MmioRegisters(memory, device)
-        registers.interrupt = status = SharedInterruptStatus(words)
+        wire = device_end(setup.transport, setup.vectors, memory, device, fds.calls, words, irqfd=setup.irqfd)
+        registers = wire.registers
         notifies = 0
 
         def notify(queue: int) -> Steps:
             nonlocal notifies
             notifies += 1
-            status.set(Interrupt.VRING)
-            if not setup.irqfd:
-                yield ("virtio_notify", queue)
-                os.eventfd_write(fds.call, 1)
-                return
-            yield ("virtio_notify_irqfd", queue)
-            os.eventfd_write(fds.call, 1)
-            yield ("kvm_set_irq", 0, 1)
-
-        def reset_done() -> None:
-            status.clear()
-            registers.reset_done()
+            yield from wire.notify(queue)
 
         run_device(loop, device, engine, store, notify)
-        device.on_reset_done = reset_done
+        device.on_reset_done = wire.reset_done
         device.on_needs_reset = registers.needs_reset
         device.on_config_changed = registers.config_changed
         registers.on_notify = device.kick
-        registers.on_interrupt = lambda: os.eventfd_write(fds.call, 1)
         kicked = [0] * len(fds.kicks)
 
         def kick(number: int) -> None:
-            kicked[number] += (count := _eventfd_count(fds.kicks[number]))
+            count = _eventfd_count(fds.kicks[number])
             if count:
+                kicked[number] += count
                 device.kick(number)
 
         for number, fd in enumerate(fds.kicks):
@@ -226,12 +184,7 @@ def _serve(setup: Setup, control: socket.socket) -> None:
             if not data:
                 running = False
                 return
-            write, size, offset, value = ACCESS.unpack(data)
-            if write:
-                registers.write(offset, value, size)
-                mmio.send(ACCESS.pack(1, size, offset, 0))
-            else:
-                mmio.send(ACCESS.pack(0, size, offset, registers.read(offset, size)))
+            mmio.send(answer(registers, data))
 
         def command() -> None:
             nonlocal running
@@ -264,8 +217,7 @@ def _serve(setup: Setup, control: socket.socket) -> None:
         def call(queue: int) -> None:
             nonlocal notifies
             notifies += 1
-            status.set(Interrupt.VRING)
-            os.eventfd_write(fds.call, 1)
+            wire.call(queue)
 
         if setup.trace:
             explanation = ["plain path: trace points are recorded; LiveMachine(trace=False) measures without them"]

@@ -50,9 +50,10 @@ def choose(vm: Any) -> Iterator[Choice]:
     general = general or ("guest memory does not begin at address 0" if vm.memory.base else None)
     if any(context.started and type(context) is not Fused for context in vm.task_contexts):
         general = general or "the application was stepped into"
-    guest = general or (None if vm._bus._fast else "kvm kick='mmio-exit': the vCPU's thread serves the queue")
+    wire = general or (None if isinstance(vm.registers, MmioRegisters) else f"transport={vm.recipe.transport!r}: only virtio-mmio is fused")
+    guest = wire or (None if vm._bus._fast else "kvm kick='mmio-exit': the vCPU's thread serves the queue")
     irq_why = guest or _first((*guest_parts, vm._interrupt, *rings))
-    device_why = general or _first((vm.device, *host_parts, vm._interrupt, *queues))
+    device_why = wire or _first((vm.device, *host_parts, vm._interrupt, *queues))
     if any(getattr(queue, "inflight", None) is not None for queue in queues):
         device_why = device_why or "a queue keeps a record of its buffers in flight"
     host_why = general or (None if drive is not None else "no drive") or _first(host_parts)
@@ -67,7 +68,8 @@ def choose(vm: Any) -> Iterator[Choice]:
         if why is None and task.job.iodepth_batch != 1:
             why = "iodepth_batch is not 1: a plug may merge"
         yield Choice(context, why, partial(_task, vm, task, context, solo))
-    yield Choice(vm._irq_context, irq_why, partial(guest_interrupts, vm))
+    for context in vm._irq_contexts:
+        yield Choice(context, irq_why, partial(guest_interrupts, vm))
     yield Choice(vm._device_context, device_why, partial(device_loop, vm, hardware))
     if drive is not None:
         yield Choice(vm._host_irq, host_why, partial(host_interrupts, vm))

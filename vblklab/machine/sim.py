@@ -15,19 +15,18 @@ from ..errors import ConfigError, Stalled, VblkError
 from ..events import EVENTS
 from ..guest.fio import FioTask
 from ..iostack import IOStack, Limits
-from ..kvm import KvmBus, KvmInterrupt
 from ..memory import GuestMemory, GuestPages
 from ..ring.dump import RingView
 from ..spec.virtio import Status
 from ..trace.correlate import Correlator
 from ..trace.run import Run, TraceEvent
-from ..transport import MmioRegisters, MmioTransport
 from .base import Recipe, build_run, default_vcpus, deferred_interrupt, fresh, fresh_device, memory_bytes
 from .costs import CostTable
 from .observe import Observer, Seen, trace_event
 from .paths import Choice, choose, fuse
 from .sched import Context, Cpu, Scheduler
 from .where import Where, where
+from .wire import wire
 
 __all__ = ["SimMachine", "SimVm"]
 
@@ -111,7 +110,8 @@ class SimVm:
         need = memory_bytes(recipe, self.device.num_queues, self.device.seg_max, recipe.queue.size)
         self.memory = GuestMemory(memoryview(mmap.mmap(-1, need)))  # pages, as the disk's: copies are slow where only one side is aligned
         self.pages = GuestPages(self.memory, 0x1000)
-        self.registers = MmioRegisters(self.memory, self.device)
+        self._wire = wire(recipe, self.memory, self.device, sched, vcpus, self._wake_vcpu, self._wake_main_loop)
+        self.registers, self._bus, self.transport, self._interrupt = self._wire[:4]
 
         thread = "iothread" if kvm.has_iothread else "main loop"
         device_cpu = Cpu(thread)
@@ -119,8 +119,7 @@ class SimVm:
         self._device_context = sched.add(thread, device_cpu, self._start_device(), wake_ns=self._ns("wake:device"))
         wake_device = self._device_context.notify
 
-        self._interrupt = KvmInterrupt(kvm, self.registers, self._wake_vcpu, self._wake_main_loop)
-        if kvm.call == "intx" and kvm.has_iothread:
+        if self._wire.main_loop:
             self._main_loop = sched.add("main loop", main_cpu, self._interrupt.main_loop(), wake_ns=self._ns("wake:device"))
 
         engine = fresh(recipe.engine) if recipe.engine is not None else Simulated()
@@ -132,18 +131,19 @@ class SimVm:
         self.device.on_needs_reset = self.registers.needs_reset
         self.device.on_config_changed = self.registers.config_changed
 
-        self._bus = KvmBus(kvm, self.registers, self.device, sched)
-        self.transport = MmioTransport(self._bus)
         self.driver = fresh(recipe.driver)
         self.iostack = fresh(recipe.iostack)
         self.driver.attach(self.pages, self.transport, self.iostack, queue_size=recipe.queue.size, packed=recipe.queue.packed)
-        self._irq_context = sched.add(
-            "vCPU 0 irq",
-            self.vcpus[0],
-            self._interrupt.vcpu_interrupts(self.driver.interrupt),
-            wake_ns=self._ns("wake:vcpu-idle"),
-            interrupt_ns=self._ns("wake:vcpu-busy"),
-        )
+        self._irq_contexts = [
+            sched.add(
+                f"{cpu.name} irq",
+                cpu,
+                interrupts(self.driver),
+                wake_ns=self._ns("wake:vcpu-idle"),
+                interrupt_ns=self._ns("wake:vcpu-busy"),
+            )
+            for cpu, interrupts in zip(self.vcpus, self._wire.handlers, strict=False)
+        ]
 
     def _start_device(self) -> Any:
         """The device's context begins with its first notification, when everything is attached."""
@@ -169,8 +169,8 @@ class SimVm:
     def _wake_host_irq(self) -> None:
         self._host_irq.notify()
 
-    def _wake_vcpu(self) -> None:
-        self._irq_context.notify()
+    def _wake_vcpu(self, vcpu: int) -> None:
+        self._irq_contexts[vcpu].notify()
 
     def _host_side(self, rng: random.Random, wake_device: Callable[[], None]) -> IOStack:
         """The host's block layer over a drive model, or over a RAM disk."""
@@ -210,6 +210,8 @@ class SimVm:
             pass
         if not probe.done:
             raise Stalled("the driver's probe never ended", "the device lost a register access or never finished a reset")
+        if not self.driver.queues:
+            raise ConfigError("there is no device: DeviceID reads 0", "a block device's device_id is 2")
         self.iolog: list[tuple[int, int, int, int, int]] | None = [] if self.machine.iolog else None
         self.tasks: list[FioTask] = self.recipe.app.start(
             self.pages,
@@ -411,15 +413,24 @@ class SimVm:
 
     # -- things to do to a standing machine ------------------------------------------------------------------------------
 
-    def task(self, generator: Any, name: str = "task") -> None:
-        """Run a generator of your own as a guest task on vCPU 0 until it ends, for example ``vm.task(vm.driver.restart())``."""
+    def task(self, generator: Any, name: str = "task") -> Any:
+        """Run a generator of your own as a guest task on vCPU 0 until it ends, for example ``vm.task(vm.driver.restart())``.
+
+        Returns what it returns: ``vm.task(vm.driver.serial())``.
+        """
         self._check_open()
         sched = self.scheduler
-        context = sched.add(f"vCPU 0 {name}", self.vcpus[0], generator, wake_ns=self._ns("wake:task"), task=True)
+        returned: list[Any] = []
+
+        def kept() -> Any:
+            returned.append((yield from generator))
+
+        context = sched.add(f"vCPU 0 {name}", self.vcpus[0], kept(), wake_ns=self._ns("wake:task"), task=True)
         context.notify()
         while not context.done:
             if not sched.run(1) and not context.done:
                 raise Stalled(f"the task {name!r} waits for something that never comes", "step() through the trace")
+        return returned[0]
 
     def resize(self, size: int) -> None:
         """Give the disk another size in bytes; the device tells the driver."""

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError, DeviceDied, NotHere, VblkError, VhostUserError
+from ..kvm import check_wire
+from ..transport import Pci
 from ..vhost.channel import Channel, connect
 from ..vhost.effects import Region
 from ..vhost.transport import VhostUserTransport
 from .base import Recipe, default_vcpus, fresh_device, memory_bytes, not_simulated, real_engine
 from .live import LiveMachine, LiveVm, live_missing
+from .live_bus import interrupts
 from .serve import Served, serve
 
 __all__ = ["VhostUserBackend", "VhostUserMachine", "VhostUserVm"]
@@ -71,6 +74,7 @@ class VhostUserVm(LiveVm):
 
     def _build(self) -> None:
         recipe, machine = self.recipe, self.machine
+        check_wire(recipe.kvm, recipe.transport)
         host = recipe.host
         device = fresh_device(recipe, default_vcpus(recipe))
         self._served: Served | None = None
@@ -104,7 +108,7 @@ class VhostUserVm(LiveVm):
             raise
         self._closers.append(self.transport.close)
         self.driver.attach(self.pages, self.transport, self.iostack, queue_size=recipe.queue.size)
-        self._irq = self.loop.add("guest irq", self._interrupts(self.transport.causes))
+        self._irq = self.loop.add("guest irq", interrupts(self.driver.interrupt, self.transport.causes))
         self._channel = channel
         self.loop.watch(channel.fileno(), self._from_device)
 
@@ -116,7 +120,9 @@ class VhostUserVm(LiveVm):
 
     def _note(self) -> None:
         notes = self.notes
-        notes.append("transport: a vhost-user connection in place of virtio-mmio; there are no registers to trap")
+        pci = isinstance(self.recipe.transport, Pci)
+        what = "virtio-pci; there are no vectors, and no registers" if pci else "virtio-mmio; there are no registers"
+        notes.append(f"transport: a vhost-user connection in place of {what} to trap")
         notes.append("kick and call: eventfds; this machine has no trap and nothing is injected")
         if self._host is not None:
             notes.append(f"device, engine and disk: {self._host!r} in place of the recipe's; its trace points cannot be seen from here")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ..errors import BadAddress, ConfigError
 from ..memory import GuestMemory
 from ..spec.virtio_ring import AVAIL_NO_INTERRUPT, DESC, DESC_BYTES, USED_ELEM, USED_NO_NOTIFY, DescFlag
+from .shot import RingShot
 from .split import SplitLayout
 
 __all__ = ["AvailRing", "Desc", "HexView", "RingView", "UsedRing"]
@@ -116,6 +117,10 @@ class RingView:
         """``length`` bytes at ``gpa`` as they were when the view was made; BadAddress if they are not memory."""
         data = self._now.read(gpa, length)
         return HexView(gpa, data, self._before.read(gpa, length) if self._before else data)
+
+    def shot(self) -> RingShot:
+        """The same moment as a ``RingShot``, of which ``vb.film`` makes films."""
+        return RingShot(self.layout, *(self._now.read(gpa, length) for gpa, length in self.layout.areas()))
 
     # -- what changed ----------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,8 @@ class BlkFeature(IntFlag):
     MQ = 1 << 12  # VIRTIO_BLK_F_MQ
     DISCARD = 1 << 13  # VIRTIO_BLK_F_DISCARD
     WRITE_ZEROES = 1 << 14  # VIRTIO_BLK_F_WRITE_ZEROES
+    LIFETIME = 1 << 15  # VIRTIO_BLK_F_LIFETIME
+    SECURE_ERASE = 1 << 16  # VIRTIO_BLK_F_SECURE_ERASE
 
 
 class ReqType(IntEnum):
@@ -27,8 +29,10 @@ class ReqType(IntEnum):
     OUT = 1  # VIRTIO_BLK_T_OUT
     FLUSH = 4  # VIRTIO_BLK_T_FLUSH
     GET_ID = 8  # VIRTIO_BLK_T_GET_ID
+    GET_LIFETIME = 10  # VIRTIO_BLK_T_GET_LIFETIME
     DISCARD = 11  # VIRTIO_BLK_T_DISCARD
     WRITE_ZEROES = 13  # VIRTIO_BLK_T_WRITE_ZEROES
+    SECURE_ERASE = 14  # VIRTIO_BLK_T_SECURE_ERASE
 
 
 class BlkStatus(IntEnum):
@@ -47,6 +51,10 @@ DISCARD_SEG = Struct("<QII")
 DISCARD_SEG_BYTES = 16
 WRITE_ZEROES_UNMAP = 1  # VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP, bit 0 of flags
 ID_BYTES = 20  # VIRTIO_BLK_ID_BYTES
+LIFETIME = Struct("<HHH")
+"""``struct virtio_blk_lifetime``: pre_eol_info, device_lifetime_est_typ_a, device_lifetime_est_typ_b."""
+PRE_EOL_MAX, LIFETIME_EST_MAX = 3, 11
+"""The largest values that are not reserved (§5.2.6): urgent; exceeded."""
 
 CONFIG_OFFSETS = {
     "capacity": 0,
@@ -66,6 +74,11 @@ CONFIG_OFFSETS = {
     "max_write_zeroes_sectors": 48,
     "max_write_zeroes_seg": 52,
     "write_zeroes_may_unmap": 56,
+    "max_secure_erase_sectors": 60,
+    "max_secure_erase_seg": 64,
+    "secure_erase_sector_alignment": 68,
 }
 CONFIG_BYTES = 60
-"""Bytes of the configuration space offered (§5.2.4, through write_zeroes_may_unmap and its padding)."""
+"""Bytes of the configuration space through write_zeroes_may_unmap and its padding (§5.2.4)."""
+CONFIG_BYTES_SECURE_ERASE = 72
+"""The same with the fields of SECURE_ERASE, which only a device that offers it has."""

@@ -80,6 +80,7 @@ class Correlator:
         finished = self._finished
         added = filled = kicked = zero[:]
         interrupt_ns = device_wake_ns = guest_wake_ns = 0
+        message_ns: dict[int, int] = {}  # queue → when the handler of its own vector ran
         hard_ns = self.hard_ns
 
         def submit(now: int, ev: Any) -> None:
@@ -174,13 +175,22 @@ class Correlator:
                 filled[_U5] = now
                 hard_ns[_U4] += now - filled[_U4]
 
+        def msi_set_irq(now: int, ev: Any) -> None:
+            if not filled[_U6]:
+                filled[_U5] = now
+                hard_ns[_U4] += now - filled[_U4]
+
+        def message(now: int, ev: Any) -> None:
+            message_ns[ev[2]] = now
+
         def interrupt(now: int, ev: Any) -> None:
             nonlocal interrupt_ns
             interrupt_ns = now
 
         def get_buf(now: int, ev: Any) -> None:
             row = by_rq[ev[1]]
-            row[_U6] = interrupt_ns if interrupt_ns >= row[_U4] else now
+            handler_ns = message_ns.get(ev[1] >> 16, interrupt_ns)
+            row[_U6] = handler_ns if handler_ns >= row[_U4] else now
             if guest_wake_ns > row[_U5] > 0:
                 hard_ns[_U5] += guest_wake_ns - row[_U5]
             if ev[1] in joined:
@@ -214,12 +224,13 @@ class Correlator:
             "virtio_queue_rq": queue_rq,
             "virtqueue_add_sgs": add_sgs,
             "vm_notify": vm_notify,
+            "vp_notify": vm_notify,
             "virtqueue_pop": pop,
             "host:sys_enter_preadv64": host_enter,
             "host:sys_exit_preadv64": host_exit,
             "device:epoll_wait": device_wake,
             "guest:epoll_wait": guest_wake,
-            "guest:irq_handler_entry": guest_wake,
+            "vcpu:irq_handler_entry": guest_wake,
             "host:block_bio_queue": host_enter,
             "host:block_getrq": host_getrq,
             "nvme_queue_rq": nvme_queue_rq,
@@ -232,7 +243,11 @@ class Correlator:
             "virtio_notify": notify,
             "virtio_notify_irqfd": notify,
             "kvm_set_irq": set_irq,
+            "kvm_msi_set_irq": msi_set_irq,
             "vm_interrupt": interrupt,
+            "vp_interrupt": interrupt,
+            "vp_vring_interrupt": interrupt,
+            "guest:irq_handler_entry": message,
             "virtqueue_get_buf": get_buf,
             "block_bio_complete": bio_complete,
             "sys_exit_io_getevents": getevents,

@@ -101,8 +101,15 @@ class DeviceSide:
         self._resetting = False
         self._device_sel = self._driver_sel = self._queue_sel = 0
         self._driver_features = 0
-        self._queues = [QueueRegisters() for _ in range(self.device.num_queues)]
+        self._queues = [self._new_queue() for _ in range(self.device.num_queues)]
         self._live: dict[int, SplitDevice] = {}
+
+    def _new_queue(self) -> Any:
+        return QueueRegisters()
+
+    def _offered(self) -> int:
+        """The features of the device, and what the transport adds."""
+        return self.device.features()
 
     @property
     def driver_features(self) -> int:
@@ -112,7 +119,7 @@ class DeviceSide:
     # -- registers that both transports have ---------------------------------------------------------------------------------
 
     @property
-    def _queue(self) -> QueueRegisters | None:
+    def _queue(self) -> Any:
         """The selected queue, None if there is no such queue."""
         return self._queues[self._queue_sel] if self._queue_sel < len(self._queues) else None
 
@@ -123,7 +130,7 @@ class DeviceSide:
 
     def _read_features(self) -> int:
         """32 bits of the offered features, as selected."""
-        return (self.device.features() >> (32 * self._device_sel)) & 0xFFFFFFFF if self._device_sel < 2 else 0
+        return (self._offered() >> (32 * self._device_sel)) & 0xFFFFFFFF if self._device_sel < 2 else 0
 
     def _write_features(self, value: int) -> None:
         """32 bits of the accepted features, as selected; fixed once FEATURES_OK is set."""
@@ -153,7 +160,7 @@ class DeviceSide:
 
     def _features_fit(self) -> bool:
         driver = self._driver_features
-        return not driver & ~self.device.features() and bool(driver & Feature.VERSION_1) and self.device.accepts(driver)
+        return not driver & ~self._offered() and bool(driver & Feature.VERSION_1) and self.device.accepts(driver)
 
     # -- start, reset, trouble -----------------------------------------------------------------------------------------------
 

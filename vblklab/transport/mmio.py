@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from ..errors import VirtioError
 from ..ring import PackedLayout, SplitLayout
-from ..spec.virtio import Status
 from ..spec.virtio_mmio import MAGIC, VENDOR, VERSION_2, Interrupt, Reg
 from .device_side import DeviceSide
+from .face import DriverSide
 
 __all__ = ["Bus", "Mmio", "MmioRegisters", "MmioTransport"]
 
@@ -125,7 +125,7 @@ class MmioRegisters(DeviceSide):
             queue.set_high(_HIGH[Reg(offset)], value)
 
 
-class MmioTransport:
+class MmioTransport(DriverSide):
     """The driver side: the accesses of Linux's virtio_mmio.c, each a walk over ``bus``.."""
 
     def __init__(self, bus: Bus) -> None:
@@ -133,31 +133,25 @@ class MmioTransport:
         self._queues: Sequence[int] = ()
 
     def probe(self, device_id: int) -> Steps:
-        """Check magic, version and device type (§4.2.3.1.1); raises VirtioError."""
+        """Check magic, version and device type (§4.2.3.1.1); raises VirtioError.  True if DeviceID 0 says that there is no device."""
         for offset, want, what in (
             (Reg.MAGIC_VALUE, MAGIC, "MagicValue"),
             (Reg.VERSION, VERSION_2, "Version"),
             (Reg.DEVICE_ID, device_id, "DeviceID"),
         ):
             value = yield from self.bus.read(offset)
+            if offset == Reg.DEVICE_ID and not value:
+                return True  # a placeholder, which is no error: §4.2.2.2
             if value != want:
                 raise VirtioError(f"{what} reads {value:#x}, expected {want:#x}", "4.2.3.1.1")
+        return False
 
     def status(self) -> Steps:
         """The device status."""
-        return (yield from self.bus.read(Reg.STATUS))
+        return self.bus.read(Reg.STATUS)
 
-    def add_status(self, bits: int) -> Steps:
-        """Set more status bits; returns the status read back."""
-        old = yield from self.bus.read(Reg.STATUS)
-        yield from self.bus.write(Reg.STATUS, old | bits)
-        return (yield from self.bus.read(Reg.STATUS))
-
-    def reset(self) -> Steps:
-        """Write 0 and wait until the device has let go of guest memory (Status reads 0)."""
-        yield from self.bus.write(Reg.STATUS, 0)
-        while (yield from self.bus.read(Reg.STATUS)):
-            pass
+    def _write_status(self, bits: int) -> Steps:
+        return self.bus.write(Reg.STATUS, bits)
 
     def device_features(self) -> Steps:
         """All 64 offered feature bits."""
@@ -167,14 +161,10 @@ class MmioTransport:
             bits |= (yield from self.bus.read(Reg.DEVICE_FEATURES)) << (32 * sel)
         return bits
 
-    def accept_features(self, features: int) -> Steps:
-        """Write the accepted features, set FEATURES_OK and re-read it; raises VirtioError if refused (§3.1.1 steps 4 to 6)."""
+    def _write_features(self, features: int) -> Steps:
         for sel in (0, 1):
             yield from self.bus.write(Reg.DRIVER_FEATURES_SEL, sel)
             yield from self.bus.write(Reg.DRIVER_FEATURES, (features >> (32 * sel)) & 0xFFFFFFFF)
-        status = yield from self.add_status(Status.FEATURES_OK)
-        if not status & Status.FEATURES_OK:
-            raise VirtioError(f"the device refuses the features {features:#x}: FEATURES_OK reads back as 0", "3.1.1")
 
     def queue_size_max(self, queue: int) -> Steps:
         """The largest size of ``queue``, 0 if there is no such queue."""
@@ -214,19 +204,11 @@ class MmioTransport:
         """``vm_notify()``: the available buffer notification."""
         return self.bus.notify(queue)
 
-    def read_config(self, offset: int, length: int) -> Steps:
-        """A field of ``length`` bytes by accesses of its width, 64 bits by two (§4.2.2.2), from one generation (§2.5.1)."""
-        while True:
-            before = yield from self.bus.read(Reg.CONFIG_GENERATION)
-            data = bytearray()
-            while len(data) < length:
-                left = length - len(data)
-                step = 4 if left >= 4 else 2 if left >= 2 else 1
-                value = yield from self.bus.read(Reg.CONFIG + offset + len(data), step)
-                data += value.to_bytes(step, "little")
-            if (yield from self.bus.read(Reg.CONFIG_GENERATION)) == before:
-                return bytes(data)
+    def _generation(self) -> Steps:
+        return self.bus.read(Reg.CONFIG_GENERATION)
 
-    def write_config(self, offset: int, data: bytes) -> Steps:
-        """Store bytes in configuration space, one access for 1, 2 or 4 of them."""
-        yield from self.bus.write(Reg.CONFIG + offset, int.from_bytes(data, "little"), len(data))
+    def _read_config(self, offset: int, size: int) -> Steps:
+        return self.bus.read(Reg.CONFIG + offset, size)
+
+    def _write_config(self, offset: int, value: int, size: int) -> Steps:
+        return self.bus.write(Reg.CONFIG + offset, value, size)

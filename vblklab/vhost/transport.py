@@ -34,6 +34,8 @@ class VhostUserTransport:
     which the device will interrupt.  VhostUserError where the back-end breaks the protocol.
     """
 
+    features = 0
+
     def __init__(
         self, channel: Channel, regions: tuple[Region, ...], *, polled: bool, watch_call: Callable[[int, int], None], queue_size: int
     ) -> None:

@@ -16,7 +16,7 @@ from .text import SMALL_PX, TEXT_PX, escape, text_px
 
 __all__ = ["waterfall"]
 
-LEFT, RIGHT = 286, 24
+LEFT, RIGHT = 286, 60  # JupyterLab beside its file browser shows some 40 pixels less than the whole figure
 MOST_LABELLED = 4
 _LOOKS = {"Python": "hatched", "emulated by TCG": "dotted"}
 _COLUMNS = ["step", "part", "run", "which", "duration", "start"]
