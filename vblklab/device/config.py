@@ -43,6 +43,8 @@ class BlkConfig:
         event_idx: bool = True,
         indirect: bool = True,
         packed: bool = False,
+        in_order: bool = False,
+        ring_reset: bool = False,
         max_discard_seg: int = 1,
         secure_erase: bool = False,
         physical_block_size: int | None = None,
@@ -50,8 +52,6 @@ class BlkConfig:
         min_io_size: int = 0,
         opt_io_size: int = 0,
         lifetime: tuple[int, int, int] | None = None,
-        in_order: bool = False,
-        ring_reset: bool = False,
     ) -> None:
         if queues is not None and not 1 <= queues <= 1024:
             raise ConfigError(f"device queues={queues}", "use 1 to 1024")
@@ -86,6 +86,8 @@ class BlkConfig:
         self.event_idx = event_idx
         self.indirect = indirect
         self.packed = packed
+        self.in_order = in_order
+        self.ring_reset = ring_reset
         self.max_discard_seg = max_discard_seg
         self.secure_erase = secure_erase
         self.physical_block_size = physical_block_size or block_size
@@ -93,8 +95,6 @@ class BlkConfig:
         self.min_io_size = min_io_size
         self.opt_io_size = opt_io_size
         self.lifetime = lifetime
-        self.in_order = in_order
-        self.ring_reset = ring_reset
 
     def __repr__(self) -> str:
         plain = BlkConfig().__dict__
