@@ -368,12 +368,16 @@ def test_a_run_that_was_stepped_into_goes_on_alike(points: int) -> None:
 
 
 def test_a_ring_without_indirect_descriptors_refuses_them() -> None:
+    said: list[str] = []
+
     def disturb(vm: Any) -> None:
         vm.device.queues[0].indirect = vm.device.queues[0]._threes = False  # as if it had not been negotiated
+        needs_reset = vm.device.on_needs_reset
+        vm.device.on_needs_reset = lambda error: (said.append(str(error)), needs_reset(error))
 
     fused, plain = (disturbed(recipe, fast, disturb) for fast in ("auto", "off"))
     same(fused, plain)
-    assert "INDIRECT_DESC" in plain["device"][0]
+    assert ["INDIRECT_DESC" in error for error in said] == [True, True]
 
 
 @pytest.mark.parametrize("seed", range(20))
