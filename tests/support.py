@@ -207,12 +207,20 @@ class HandRing:
 
 
 def pair(
-    size: int = 8, *, event_idx: bool = True, indirect: int = 0, start: int = 65530, number: int = 0, base: int = 0
+    size: int = 8,
+    *,
+    event_idx: bool = True,
+    in_order: bool = False,
+    indirect: int = 0,
+    start: int = 65530,
+    number: int = 0,
+    base: int = 0,
 ) -> tuple[SplitDriver, SplitDevice, HandRing]:
     """Both halves over one memory and a hand that can reach into it, with all indices at ``start`` so that they soon wrap."""
     memory = GuestMemory(bytearray(1 << 17), base)
-    driver = SplitDriver.alloc(GuestPages(memory, base + 0x1000), size, event_idx=event_idx, indirect_segments=indirect)
-    device = SplitDevice(memory, driver.layout, number=number, event_idx=event_idx, indirect=bool(indirect), chain_max=indirect)
+    common: dict[str, Any] = dict(event_idx=event_idx, in_order=in_order)
+    driver = SplitDriver.alloc(GuestPages(memory, base + 0x1000), size, **common, indirect_segments=indirect)
+    device = SplitDevice(memory, driver.layout, number=number, **common, indirect=bool(indirect), chain_max=indirect)
     hand = HandRing.over(memory, driver.layout)
     hand.idx = hand.seen = start
     hand.put("H", hand.avail_at + 2, start)
@@ -424,7 +432,7 @@ class Board:
                 self.memory.write(base + 0x100, data)
                 out.append((base + 0x100, len(data), 0))
             if room:
-                out.append((base + 0x100, room, WRITE))
+                out.append((base + 0x100 + len(data), room, WRITE))
             self.memory.write(base + 0x20, b"\xff")
             return [*out, (base + 0x20, 1, WRITE)]
         out, at = [], base

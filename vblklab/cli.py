@@ -324,7 +324,7 @@ def _trace(args: argparse.Namespace) -> int:
         if args.machine == "live":
             run = _run_some(vm, args.ios)
             status = INTERRUPTED if run.interrupted else OK
-            kept = run.trace or []
+            kept = [event for event in run.trace or () if event.key != "wait"]
             start = next((event.t_ns for event in kept if event.key == _FIRST), 0)
             events = [event._replace(t_ns=event.t_ns - start) for event in kept]  # the host's clock has no zero of its own
         else:

@@ -24,24 +24,35 @@ __all__ = ["Packed", "Pipeline", "Split"]
 
 @dataclass(frozen=True)
 class Split:
-    """The ``queue`` part: split virtqueues of ``size`` entries."""
+    """The ``queue`` part: split virtqueues of ``size`` entries; with ``in_order`` the device offers VIRTIO_F_IN_ORDER."""
 
     size: int = 256
+    in_order: bool = False
     packed = False
 
     def __post_init__(self) -> None:
         check_queue_size(self.size)
 
+    def __repr__(self) -> str:
+        return f"Split(size={self.size}{', in_order=True' * self.in_order})"
+
 
 @dataclass(frozen=True)
 class Packed:
-    """The ``queue`` part: packed virtqueues of ``size`` descriptors; the device then offers VIRTIO_F_RING_PACKED."""
+    """The ``queue`` part: packed virtqueues of ``size`` descriptors; the device then offers VIRTIO_F_RING_PACKED.
+
+    With ``in_order`` it offers VIRTIO_F_IN_ORDER too.
+    """
 
     size: int = 256
+    in_order: bool = False
     packed = True
 
     def __post_init__(self) -> None:
         check_packed_size(self.size)
+
+    def __repr__(self) -> str:
+        return f"Packed(size={self.size}{', in_order=True' * self.in_order})"
 
 
 _PARTS: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -188,9 +199,10 @@ def _set(pipeline: Pipeline, assignment: str) -> Pipeline:
     if part == "disk":
         return pipeline.replace(disk=_disk_of(text))
     if part == "queue" and text.isdigit():
-        return pipeline.replace(queue=type(pipeline.queue)(int(text)))
+        return pipeline.replace(queue=dataclasses.replace(pipeline.queue, size=int(text)))
     if part == "queue" and text in ("split", "packed"):
-        return pipeline.replace(queue={"split": Split, "packed": Packed}[text](pipeline.queue.size))
+        kept = {name: value for name, value in vars(pipeline.queue).items() if name in ("size", "in_order")}
+        return pipeline.replace(queue={"split": Split, "packed": Packed}[text](**kept))
     if part == "transport" and text in _TRANSPORTS:
         return pipeline.replace(transport=_TRANSPORTS[text]())
     if part == "engine":

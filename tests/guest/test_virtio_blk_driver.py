@@ -148,7 +148,7 @@ def test_3_1_1_probe_ends_with_driver_ok_and_the_devices_limits() -> None:
     assert sorted(board.device.queues) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("extra", [int(Feature.RING_PACKED), int(Feature.IN_ORDER), 1 << 50, int(BlkFeature.GEOMETRY), 1 << 24])
+@pytest.mark.parametrize("extra", [int(Feature.RING_PACKED), int(Feature.ORDER_PLATFORM), 1 << 50, int(BlkFeature.GEOMETRY), 1 << 24])
 def test_6_1_a_feature_that_the_driver_does_not_know_is_never_accepted(extra: int) -> None:
     device = Quiet()
     device.offers = int(Feature.VERSION_1 | Feature.EVENT_IDX) | extra

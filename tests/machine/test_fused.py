@@ -65,6 +65,14 @@ RECIPES = {
     "batches": lambda: recipe(iodepth=16, iodepth_batch=4),
     "large blocks": lambda: recipe(device=vb.VirtioBlkDevice(block_size=4096)),
     "a slow drive": lambda: recipe(disk=vb.Nvme(size=1 << 20, read_us=90, write_us=20), iodepth=3),
+    "pci, one at a time": lambda: recipe(iodepth=1).replace(transport=vb.Pci()),
+    "pci, four tasks, four vectors": lambda: recipe(numjobs=4, kvm=vb.Kvm(vcpus=4), iodepth=16).replace(transport=vb.Pci()),
+    "pci, four tasks, a shared vector": lambda: recipe(numjobs=4, kvm=vb.Kvm(vcpus=4, call="msi")).replace(transport=vb.Pci(vectors=2)),
+    "pci, the main loop's messages": lambda: recipe(numjobs=2, kvm=vb.Kvm(vcpus=2, call="msi"), iodepth=16).replace(transport=vb.Pci()),
+    "pci, the line": lambda: recipe(numjobs=2, kvm=vb.Kvm(vcpus=2, call="intx"), iodepth=16).replace(transport=vb.Pci()),
+    "pci, without an iothread": lambda: recipe(kvm=vb.Kvm(call="msi", iothread=False), iodepth=16).replace(transport=vb.Pci()),
+    "pci, polling": lambda: recipe(iodepth=4, number_ios=100).replace(driver=vb.VirtioBlkDriver(poll=True), transport=vb.Pci()),
+    "pci, exits": lambda: recipe(kvm=vb.Kvm(kick="mmio-exit"), iodepth=16).replace(transport=vb.Pci()),
     "an instant drive": lambda: recipe(disk=vb.Nvme(size=1 << 20, read_us=0, write_us=0), iodepth=3),
 }
 

@@ -20,11 +20,14 @@ NEXT, WRITE, INDIRECT, AVAIL, USED = 1, 2, 4, 1 << 7, 1 << 15
 MEMORY = 1 << 17
 
 
-def halves(size: int, start: int = 0, *, event_idx: bool = True, indirect: int = 0) -> tuple[PackedDriver, PackedDevice]:
+def halves(
+    size: int, start: int = 0, *, event_idx: bool = True, in_order: bool = False, indirect: int = 0
+) -> tuple[PackedDriver, PackedDevice]:
     """Both halves over one memory, all positions at ``start``, where every descriptor of the laps before was used."""
     memory = GuestMemory(bytearray(MEMORY))
-    driver = PackedDriver.alloc(GuestPages(memory, 0x1000), size, event_idx=event_idx, indirect_segments=indirect)
-    device = PackedDevice(memory, driver.layout, event_idx=event_idx, indirect=bool(indirect), chain_max=indirect)
+    common: dict[str, Any] = dict(event_idx=event_idx, in_order=in_order)
+    driver = PackedDriver.alloc(GuestPages(memory, 0x1000), size, **common, indirect_segments=indirect)
+    device = PackedDevice(memory, driver.layout, **common, indirect=bool(indirect), chain_max=indirect)
     for position in range(max(0, start - size), start):
         flags = 0 if position // size & 1 else AVAIL | USED
         memory.write(driver.layout.desc + 16 * (position % size), struct.pack("<QIHH", 0, 0, 0, flags))
@@ -52,7 +55,8 @@ class Packed(Ring):
         self.prepare(size, start)
 
     def make(self) -> None:
-        self.driver, self.device = halves(self.size, self.start, event_idx=self.event_idx, indirect=self.segments)  # type: ignore[assignment]
+        options: dict[str, Any] = dict(event_idx=self.event_idx, in_order=self.in_order, indirect=self.segments)
+        self.driver, self.device = halves(self.size, self.start, **options)  # type: ignore[assignment]
         self.memory = self.driver._memory
 
     def steps(self, buffers: list[Buffer]) -> int:
@@ -79,7 +83,9 @@ class Packed(Ring):
             (self.driver._last_used, self.used, (AVAIL | USED, 0)),  # type: ignore[attr-defined]
         ):
             flags = desc(self.driver, position % self.size)[3] & (AVAIL | USED)  # type: ignore[arg-type]
-            if waiting or bits[0] == AVAIL:
+            if self.in_order and waiting is self.used:
+                assert self.driver.more_used() == bool(waiting), "within a batch no descriptor says so"
+            elif waiting or bits[0] == AVAIL:
                 assert (flags == bits[position // self.size & 1]) == bool(waiting)
 
 
@@ -87,6 +93,12 @@ class Packed(Ring):
 @pytest.mark.parametrize("segments", [0, 2, 10], ids=["direct", "indirect 2", "indirect 10"])
 def test_every_buffer_comes_back_once_and_no_notification_is_lost(segments: int, event_idx: bool) -> None:
     play(Packed, event_idx, segments)
+
+
+@pytest.mark.clause("BASIC-DEV-036")
+@pytest.mark.parametrize(("segments", "event_idx"), [(0, True), (10, False)], ids=["direct-event_idx", "indirect 10-flags"])
+def test_in_order_every_buffer_comes_back_in_the_order_it_was_offered(segments: int, event_idx: bool) -> None:
+    play(Packed, event_idx, segments, in_order=True)
 
 
 # -- bytes ---------------------------------------------------------------------------------------------------------------------------

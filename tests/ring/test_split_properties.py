@@ -40,6 +40,7 @@ class Ring(RuleBasedStateMachine):
     """Driver and device take their steps in any order."""
 
     event_idx = True
+    in_order = False
     segments = 0
 
     @initialize(size=st.sampled_from([1, 2, 4, 8]), start=st.sampled_from([0, 1, 65528, 65531, 65533, 65534, 65535]))
@@ -53,6 +54,7 @@ class Ring(RuleBasedStateMachine):
         self.added: list[Buffer] = []  # not yet published
         self.offered: list[Buffer] = []  # published, not yet popped
         self.held: list[Buffer] = []  # with the device
+        self.waiting: list[Buffer] = []  # ended before its turn, with IN_ORDER
         self.filled: list[Buffer] = []  # a used element is written
         self.used: list[Buffer] = []  # published to the driver
         self.free = size
@@ -69,7 +71,9 @@ class Ring(RuleBasedStateMachine):
 
     def make(self) -> None:
         """Both halves, at ``start``."""
-        self.driver, self.device, self.hand = pair(self.size, event_idx=self.event_idx, indirect=self.segments, start=self.start)
+        self.driver, self.device, self.hand = pair(
+            self.size, event_idx=self.event_idx, in_order=self.in_order, indirect=self.segments, start=self.start
+        )
         self.memory = self.hand.memory
 
     def steps(self, buffers: list[Buffer]) -> int:
@@ -83,6 +87,8 @@ class Ring(RuleBasedStateMachine):
     def interrupt_expected(self) -> bool:
         placed = [(self.told_idx + i) & 0xFFFF for i in range((self.used_idx - self.told_idx) & 0xFFFF)]
         asked = not self.told_once or self.hand.used_event in placed
+        if self.in_order and self.told_idx == self.used_idx:
+            return False  # nothing to tell of
         return asked if self.event_idx else self.hand.avail_flags == 0
 
     def check_words(self) -> None:
@@ -205,10 +211,10 @@ class Ring(RuleBasedStateMachine):
         buffer.chain = chain
         self.held.append(buffer)
 
-    @rule(which=st.integers(0, 7), share=st.floats(0, 1), pattern=st.binary(min_size=4, max_size=4))
+    @rule(which=st.integers(0, 7), share=st.just(1.0) | st.floats(0, 1), pattern=st.binary(min_size=4, max_size=4))
     @precondition(lambda self: self.held)
     def fill(self, which: int, share: float, pattern: bytes) -> None:
-        buffer = self.held.pop(which % len(self.held))
+        buffer = self.held[which % len(self.held)]
         chain = buffer.chain
         assert chain is not None
         room = sum(map(len, chain.writable))
@@ -220,7 +226,15 @@ class Ring(RuleBasedStateMachine):
             view[: len(part)] = part
             done += len(part)
         self.device.fill(chain, buffer.written)
-        self.filled.append(buffer)
+        self.held.remove(buffer)
+        if not self.in_order:
+            self.filled.append(buffer)
+            return
+        self.waiting.append(buffer)
+        before = min((other.number for other in self.held), default=self.count)
+        ready = sorted((one for one in self.waiting if one.number < before), key=lambda one: one.number)
+        self.waiting = [one for one in self.waiting if one not in ready]
+        self.filled += ready
 
     @rule()
     def flush_and_look(self) -> None:
@@ -239,7 +253,8 @@ class Ring(RuleBasedStateMachine):
     def look_for_interrupt(self) -> None:
         expected = self.interrupt_expected()
         assert self.device.should_notify() == expected
-        self.told_idx, self.told_once = self.used_idx, True
+        self.told_once = self.told_once or not self.in_order or self.told_idx != self.used_idx
+        self.told_idx = self.used_idx
         if expected:
             self.interrupts += 1
             self.driver_asleep = False
@@ -262,6 +277,22 @@ class Ring(RuleBasedStateMachine):
         if self.device_enabled or not nothing:  # a device that has seen a buffer is awake, even if it does not take it yet
             self.device_asleep = nothing
 
+    # -- both, several at a time -------------------------------------------------------------------------------------------
+
+    @rule(count=st.integers(1, 4), pieces=st.sampled_from([([], [5]), ([3], [5]), ([3], [])]))
+    def offer_and_take(self, count: int, pieces: tuple[list[int], list[int]]) -> None:
+        for _ in range(count):
+            self.add(*pieces, b"together")
+        self.publish()
+        for _ in range(count):
+            self.pop()
+
+    @rule(last_first=st.booleans(), share=st.sampled_from([1.0, 1.0, 0.5]))
+    def end_all(self, last_first: bool, share: float) -> None:
+        while self.held:
+            self.fill(-1 if last_first else 0, share, b"all.")
+        self.flush()
+
     # -- always ----------------------------------------------------------------------------------------------------------
 
     @invariant()
@@ -278,7 +309,7 @@ class Ring(RuleBasedStateMachine):
         if not hasattr(self, "driver"):
             return
         self.check_words()
-        assert self.device.in_flight == len(self.held) + len(self.filled)
+        assert self.device.in_flight == len(self.held) + len(self.waiting) + len(self.filled)
 
     def teardown(self) -> None:
         if not hasattr(self, "driver"):
@@ -287,7 +318,7 @@ class Ring(RuleBasedStateMachine):
         for _ in range(2 * self.size):
             self.pop()
         while self.held:
-            self.fill(0, 1.0, b"last")
+            self.fill(-1, 1.0, b"last")
         self.flush()
         for _ in range(2 * self.size):
             self.get_buf()
@@ -302,8 +333,14 @@ def test_every_buffer_comes_back_once_and_no_notification_is_lost(segments: int,
     play(Ring, event_idx, segments)
 
 
-def play(ring: type[Ring], event_idx: bool, segments: int) -> None:
-    machine = type("Ring", (ring,), {"event_idx": event_idx, "segments": segments})
+@pytest.mark.clause("BASIC-DEV-036")
+@pytest.mark.parametrize(("segments", "event_idx"), [(0, True), (10, False)], ids=["direct-event_idx", "indirect 10-flags"])
+def test_in_order_every_buffer_comes_back_in_the_order_it_was_offered(segments: int, event_idx: bool) -> None:
+    play(Ring, event_idx, segments, in_order=True)
+
+
+def play(ring: type[Ring], event_idx: bool, segments: int, *, in_order: bool = False) -> None:
+    machine = type("Ring", (ring,), {"event_idx": event_idx, "segments": segments, "in_order": in_order})
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         machine,
         settings=settings(

@@ -12,6 +12,8 @@ from ..events import Wait
 from ..iostack import Bio, IOStack, Limits, Op, Request
 from ..memory import GuestPages, Segment
 from ..ring import PackedDriver, SplitDriver
+from ..ring.packed import check_packed_size
+from ..ring.split import check_queue_size
 from ..spec.virtio import DEVICE_ID_BLOCK, Feature, Status
 from ..spec.virtio_blk import (
     CONFIG_OFFSETS,
@@ -26,7 +28,9 @@ from ..spec.virtio_blk import (
     BlkStatus,
     ReqType,
 )
+from ..spec.virtio_blk_zoned import APPEND_SECTOR, ZoneModel
 from ..transport import Transport
+from .zoned import ZonedDisk, probe_zoned
 
 __all__ = ["VirtioBlkDriver"]
 
@@ -39,16 +43,28 @@ _TYPE = {
     Op.DISCARD: ReqType.DISCARD,
     Op.WRITE_ZEROES: ReqType.WRITE_ZEROES,
     Op.SECURE_ERASE: ReqType.SECURE_ERASE,
+    Op.ZONE_OPEN: ReqType.ZONE_OPEN,
+    Op.ZONE_CLOSE: ReqType.ZONE_CLOSE,
+    Op.ZONE_FINISH: ReqType.ZONE_FINISH,
+    Op.ZONE_APPEND: ReqType.ZONE_APPEND,
+    Op.ZONE_RESET: ReqType.ZONE_RESET,
+    Op.ZONE_RESET_ALL: ReqType.ZONE_RESET_ALL,
     Op.DRV_IN: ReqType.GET_ID,  # unless the bio's token says which
 }
-_ERRNO = {BlkStatus.OK: 0, BlkStatus.UNSUPP: errno.EOPNOTSUPP}
+_ERRNO = {
+    BlkStatus.OK: 0,
+    BlkStatus.UNSUPP: errno.EOPNOTSUPP,
+    BlkStatus.ZONE_OPEN_RESOURCE: errno.ETOOMANYREFS,
+    BlkStatus.ZONE_ACTIVE_RESOURCE: errno.EOVERFLOW,
+}
 _STATUS_UNWRITTEN = 0xFF
 _OWN_IO = 0xFFFF << 32  # the trace's number for I/O that no job asked for
 _LOOK_NS = 20_000
 _pack_header = REQ_HEADER.pack_into
 # Plain ints: enum arithmetic is slow in CPython and these run for every request.
 _READ, _WRITE, _DISCARD, _WRITE_ZEROES, _DRV_IN = (int(op) for op in (Op.READ, Op.WRITE, Op.DISCARD, Op.WRITE_ZEROES, Op.DRV_IN))
-_SECURE_ERASE = int(Op.SECURE_ERASE)
+_SECURE_ERASE, _ZONE_OPEN, _ZONE_APPEND = int(Op.SECURE_ERASE), int(Op.ZONE_OPEN), int(Op.ZONE_APPEND)
+_ZONE_REPORT = int(ReqType.ZONE_REPORT)
 _TYPE_OF = {int(op): int(kind) for op, kind in _TYPE.items()}
 _ERRNO_OF = {int(status): error for status, error in _ERRNO.items()}
 
@@ -64,6 +80,8 @@ class VirtioBlkDriver:
         Feature.VERSION_1
         | Feature.EVENT_IDX
         | Feature.INDIRECT_DESC
+        | Feature.IN_ORDER
+        | Feature.RING_RESET
         | BlkFeature.SIZE_MAX
         | BlkFeature.SEG_MAX
         | BlkFeature.RO
@@ -76,6 +94,7 @@ class VirtioBlkDriver:
         | BlkFeature.WRITE_ZEROES
         | BlkFeature.SECURE_ERASE
         | BlkFeature.LIFETIME
+        | BlkFeature.ZONED
     )
 
     def __init__(self, *, features: int | None = None, poll: bool = False, queues: int | None = None) -> None:
@@ -105,9 +124,14 @@ class VirtioBlkDriver:
         self.capacity_sectors = 0
         self.capacity_changes = 0
         self.limits = Limits()
+        self.zoned: ZonedDisk | None = None
         self.failed: VirtioError | None = None
+        self._restarts = 0
         self.kicks = self.kick_decisions = self.interrupts = self.polls = 0
         self._polling: set[int] = set()
+        self._most: dict[int, int] = {}
+        self._replaced: int | None = None  # the queue that is being reset: nothing is put on it
+        self._spare: dict[tuple[int, int], SplitDriver | PackedDriver] = {}  # rings of another size, by queue and size
 
     # -- probe -----------------------------------------------------------------------------------------------------------
 
@@ -129,6 +153,8 @@ class VirtioBlkDriver:
                 if not offered & Feature.RING_PACKED:
                     raise VirtioError("the recipe's queue is packed, and the device does not offer RING_PACKED", "2.8")
                 self.features |= Feature.RING_PACKED
+            if (yield from self._field("model", 1, BlkFeature.ZONED)) == ZoneModel.HM:
+                self.features &= ~int(BlkFeature.DISCARD)  # §5.2.5.1
             yield from transport.accept_features(self.features)
             yield from self._read_config()
             yield from self._find_queues()
@@ -167,6 +193,7 @@ class VirtioBlkDriver:
             read_only=bool(has & BlkFeature.RO),
             flush=bool(has & BlkFeature.FLUSH),
         )
+        self.zoned, self.limits = yield from probe_zoned(self, self.limits)
         if self.num_queues < 1:
             raise VirtioError(f"num_queues {self.num_queues}", "5.2.4")
         if self.max_queues is not None:
@@ -186,20 +213,23 @@ class VirtioBlkDriver:
             most = yield from self.transport.queue_size_max(number)
             if not most:
                 raise VirtioError(f"queue {number} does not exist although num_queues is {self.num_queues}", "4.2.3.2")
+            self._most[number] = most  # virtio-pci tells it until the queue is set up
             sizes.append(min(self.queue_size, most))
         least = min(sizes)
-        if least < 3:  # a chain is never longer than its queue, in a table or not: §2.7.5.3.1
-            raise ConfigError(f"a queue of {least} entries", "a request needs 3 descriptors")
-        self.limits = replace(self.limits, max_segments=min(self.limits.max_segments, least - 2))
-        indirect = self.limits.max_segments + 2 if self.features & Feature.INDIRECT_DESC else 0
-        event_idx = bool(self.features & Feature.EVENT_IDX)
+        # a chain is never longer than its queue, in a table or not: §2.7.5.3.1
+        around = 2 if self.zoned is None else 3  # header and status; append_sector
+        if least <= around:
+            raise ConfigError(f"a queue of {least} entries", f"a request needs {around + 1} descriptors")
+        self.limits = replace(self.limits, max_segments=min(self.limits.max_segments, least - around))
+        indirect = self.limits.max_segments + around if self.features & Feature.INDIRECT_DESC else 0
+        event_idx, in_order = bool(self.features & Feature.EVENT_IDX), bool(self.features & Feature.IN_ORDER)
         for number, size in enumerate(sizes):
             old = None if first else self.queues[number]
             if old is not None and (old.size, old.indirect_segments) == (size, indirect):
-                ring = self.queues[number] = old.renew(event_idx=event_idx)
+                ring = self.queues[number] = old.renew(event_idx=event_idx, in_order=in_order)
             else:
                 half = PackedDriver if self.packed else SplitDriver
-                ring = half.alloc(self.pages, size, event_idx=event_idx, indirect_segments=indirect)
+                ring = half.alloc(self.pages, size, event_idx=event_idx, in_order=in_order, indirect_segments=indirect)
                 self.queues[number:] = [ring, *self.queues[number + 1 :]]
             if self.poll:
                 ring.disable_cb()
@@ -221,6 +251,9 @@ class VirtioBlkDriver:
             yield from self.iostack.complete(rq, errno.EIO)
             return True
         queue = rq.queue
+        if queue == self._replaced:
+            yield ("virtio_queue_rq", rq.key)
+            return False
         ring = self.queues[queue]
         try:
             head = ring.add_sgs(*self._segments(rq), rq)
@@ -247,11 +280,14 @@ class VirtioBlkDriver:
             _pack_header(memory, header - base, 0, 0, rq.sector)
             return head, rq.segments + tail
         kind = _TYPE_OF[op] if op != _DRV_IN else rq.bios[0].token or _TYPE_OF[op]
-        _pack_header(memory, header - base, kind, 0, rq.sector if op == _WRITE else 0)
+        named = op == _WRITE or _ZONE_OPEN <= op < _DRV_IN or kind == _ZONE_REPORT
+        _pack_header(memory, header - base, kind, 0, rq.sector if named else 0)
         if op == _WRITE:
             return head + rq.segments, tail
         if op == _DRV_IN:
             return head, rq.segments + tail
+        if op == _ZONE_APPEND:
+            return head + rq.segments, [(header + REQ_HEADER_BYTES, APPEND_SECTOR.size), *tail]
         if op == _DISCARD or op == _WRITE_ZEROES or op == _SECURE_ERASE:
             flags = WRITE_ZEROES_UNMAP if op == _WRITE_ZEROES else 0
             DISCARD_SEG.pack_into(memory, header - base + REQ_HEADER_BYTES, rq.sector, rq.length >> 9, flags)
@@ -260,6 +296,8 @@ class VirtioBlkDriver:
 
     def commit_rqs(self, queue: int) -> Steps:
         """``virtio_commit_rqs()``: the kick for requests queued with ``last=False``."""
+        if queue == self._replaced:
+            return
         self.kick_decisions += 1
         yield ("virtqueue_kick_prepare", queue)
         if self.queues[queue].kick_prepare():
@@ -325,6 +363,9 @@ class VirtioBlkDriver:
             status = memory[rq.pdu[1] - base]
             if not status and rq.op == _READ and got[1] < rq.length:
                 status = _STATUS_UNWRITTEN  # nothing is known of the data behind the used length: §2.7.8.2
+            if _ZONE_OPEN <= rq.op < _DRV_IN:
+                at = rq.pdu[0] - base + REQ_HEADER_BYTES
+                rq.bios[0].token = status, APPEND_SECTOR.unpack_from(memory, at)[0]
             yield ("virtqueue_get_buf", rq.key)
             yield from complete(rq, _ERRNO_OF.get(status, errno.EIO) if status else 0)
 
@@ -343,10 +384,21 @@ class VirtioBlkDriver:
             self.capacity_changes += 1
 
     def _fail(self, error: VirtioError) -> Steps:
-        """Nothing more will come back: end every request in flight with EIO."""
+        """Nothing more will come back: reset the device, so that no buffer is its own any more (§3.3.1), and end every request."""
+        self._break(error)
+        restarts = self._restarts
+        yield from self.transport.reset(lambda: self._restarts != restarts)
+        if self._restarts == restarts:
+            yield from self._end_all()
+
+    def _break(self, error: VirtioError) -> None:
         self.failed = error
         for ring in self.queues:
             ring.broken = ring.broken or error
+
+    def _end_all(self) -> Steps:
+        """End every request in flight with EIO; the device was reset."""
+        for ring in self.queues:
             for rq in ring.detach_unused_bufs():
                 yield from self.iostack.complete(rq, errno.EIO)  # type: ignore[arg-type]
         for hctx in self.iostack.queues:
@@ -355,10 +407,67 @@ class VirtioBlkDriver:
 
     def restart(self) -> Steps:
         """Reset and probe again after a failure; what was in flight ends with EIO first."""
+        self._restarts += 1
         yield from self.transport.reset()
-        yield from self._fail(VirtioError("the driver reset the device", "2.4"))
+        self._break(VirtioError("the driver reset the device", "2.4"))
+        yield from self._end_all()
         yield from self.probe()
         self.failed = None
+
+    def reset_queue(self, queue: int, size: int | None = None) -> Steps:
+        """Reset one queue and use it again, of ``size`` entries if given, while the others go on (RING_RESET, §2.6).
+
+        What was in flight is offered again: ``virtqueue_reset()``, ``virtqueue_resize()``.  Raises ConfigError if the feature was not
+        negotiated, there is no such queue, the size cannot be, or a queue is being reset already.
+        """
+        size = self._new_size(queue, size)
+        old = self.queues[queue]
+        self._replaced = queue
+        try:
+            yield from self.transport.reset_queue(queue)
+            yield from self._drain(old)  # used before the device was asked
+            old.broken = old.broken or VirtioError("the driver reset this queue", "2.6.1")
+            left = old.detach_unused_bufs()
+            if self.failed is None:
+                ring = self._replacement(queue, old, size)
+                yield from self.transport.setup_queue(queue, ring.layout)
+                self.queues[queue] = ring
+            self.iostack.queues[queue].dispatch.extendleft(reversed(left))  # type: ignore[arg-type]
+        finally:
+            self._replaced = None
+        yield from self.iostack.run_hw_queue(queue)
+
+    def _new_size(self, queue: int, size: int | None) -> int:
+        """The size for a queue that is to be reset; ConfigError if it cannot be."""
+        if not self.features & Feature.RING_RESET:
+            raise ConfigError(
+                "a queue cannot be reset by itself", "the device did not offer RING_RESET: vb.VirtioBlkDevice(ring_reset=True)"
+            )
+        if not 0 <= queue < len(self.queues):
+            raise ConfigError(f"no queue {queue!r}", f"this driver's queues are 0 to {len(self.queues) - 1}")
+        if self._replaced is not None:
+            raise ConfigError(f"queue {self._replaced} is being reset", "wait until its reset_queue() ends")
+        if size is None or size == self.queues[queue].size:
+            return self.queues[queue].size
+        least = self.limits.max_segments + 2  # a chain is never longer than its queue: §2.7.5.3.1
+        most = self._most[queue]
+        if not least <= size <= most:
+            raise ConfigError(f"queue {queue} of {size} entries", f"use {least}, the longest request, to {most}, the device's limit")
+        (check_packed_size if self.packed else check_queue_size)(size)
+        return size
+
+    def _replacement(self, queue: int, old: SplitDriver | PackedDriver, size: int) -> SplitDriver | PackedDriver:
+        """A ring without a buffer in place of ``old``, over its memory if the size is the same."""
+        self._spare[queue, old.size] = old
+        known = self._spare.pop((queue, size), None)
+        if known is not None:
+            ring = known.renew(event_idx=old.event_idx, in_order=old.in_order)
+        else:
+            segments, half = old.indirect_segments, type(old)
+            ring = half.alloc(self.pages, size, event_idx=old.event_idx, in_order=old.in_order, indirect_segments=segments)
+        if self.poll:
+            ring.disable_cb()
+        return ring
 
     # -- requests of the driver's own ------------------------------------------------------------------------------------
 
@@ -377,14 +486,20 @@ class VirtioBlkDriver:
     def _ask(self, kind: int, length: int) -> Generator[Any, int, bytes]:
         """One request that reads ``length`` bytes about the device, waited for by looking every 20 µs."""
         gpa = self.pages.alloc(length, 16)
+        bio = yield from self.execute(_DRV_IN, 0, [(gpa, length)], kind)
+        if bio.status:
+            raise OSError(bio.status, f"the device refuses {ReqType(kind).name}: {errno.errorcode[bio.status]}")
+        return bytes(self.memory.read(gpa, length))
+
+    def execute(self, op: int, sector: int, segments: list[Segment], token: Any = None) -> Generator[Any, int, Bio]:
+        """One request of the driver's own and its end, waited for by looking every 20 µs: ``blk_execute_rq()``."""
         ended: list[Bio] = []
-        yield from self.iostack.submit_bio(Bio(_DRV_IN, 0, length, [(gpa, length)], _OWN_IO, 0, ended.append, kind), None, lambda: None)
+        length = sum(size for _, size in segments)
+        yield from self.iostack.submit_bio(Bio(op, sector, length, segments, _OWN_IO, 0, ended.append, token), None, lambda: None)
         while not ended:
             now = yield ("virtblk_poll", 0)
             yield Wait(now + _LOOK_NS)
-        if ended[0].status:
-            raise OSError(ended[0].status, f"the device refuses {ReqType(kind).name}: {errno.errorcode[ended[0].status]}")
-        return bytes(self.memory.read(gpa, length))
+        return ended[0]
 
     def set_write_cache(self, writeback: bool) -> Steps:
         """Switch the device's cache mode through ``writeback`` in configuration space (§5.2.5.1, CONFIG_WCE)."""

@@ -64,10 +64,11 @@ def fresh(part: Any) -> Any:
 
 
 def fresh_device(recipe: Recipe, queues: int) -> Any:
-    """The recipe's device, with ``queues`` queues if it does not say how many, and packed rings on offer if the recipe's queue is one."""
+    """The recipe's device, with ``queues`` queues if it does not say how many, offering what the recipe's queue asks for."""
     device = fresh(recipe.device)
     device.num_queues = device.num_queues or queues
     device.packed = device.packed or recipe.queue.packed
+    device.in_order = device.in_order or getattr(recipe.queue, "in_order", False)
     return device
 
 

@@ -204,6 +204,7 @@ def _serve(setup: Setup, control: socket.socket) -> None:
                 send_message(control, ("result", loop.log, counters, engine_left))
             elif message[0] == "resize":
                 try:
+                    device.check_resize()
                     store.resize(message[1])
                 except VblkError as error:
                     send_message(control, ("error", error, ""))

@@ -60,6 +60,8 @@ class VhostUserMachine(LiveMachine):
             raise NotHere(missing)
         if recipe.queue.packed:
             raise ConfigError(f"queue={recipe.queue!r} on {self!r}", "vhost-user carries split rings here: replace(queue=vb.Split())")
+        if getattr(recipe.queue, "in_order", False):
+            raise ConfigError(f"queue={recipe.queue!r} on {self!r}", "vhost-user rings have no IN_ORDER here: leave in_order out")
         if recipe.guest is not None:
             from .linux_vm import LinuxVm
 

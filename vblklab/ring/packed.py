@@ -32,6 +32,7 @@ from ..spec.virtio_ring import (
     PACKED_EVENT,
     PACKED_USED,
 )
+from .in_order import Offered, Taken
 from .split import Chain
 
 __all__ = ["PackedDevice", "PackedDriver", "PackedLayout", "check_packed_size"]
@@ -140,13 +141,25 @@ class _Half:
             event[1] = EVENT_ENABLE
 
 
+def _too_long(written: int, writable: int, number: int) -> str:
+    return f"used length {written} is more than the {writable} writable bytes of buffer {number}"
+
+
 class PackedDriver(_Half):
     """The driver half; the interface is that of ``SplitDriver``."""
 
     def __init__(
-        self, memory: GuestMemory, layout: PackedLayout, *, event_idx: bool = True, indirect_tables: int = 0, indirect_segments: int = 0
+        self,
+        memory: GuestMemory,
+        layout: PackedLayout,
+        *,
+        event_idx: bool = True,
+        in_order: bool = False,
+        indirect_tables: int = 0,
+        indirect_segments: int = 0,
     ) -> None:
         super().__init__(memory, layout, event_idx)
+        self.in_order = in_order
         size = layout.size
         self._tables = indirect_tables
         self.indirect_segments = indirect_segments
@@ -157,26 +170,35 @@ class PackedDriver(_Half):
         self._last_used = 0
         self.callbacks = True
         self.broken: VirtioError | None = None
-        self._tokens: list[object | None] = [None] * size
         self._slots: list[int] = [0] * size  # of a buffer in flight by its id: how many descriptors it takes
         self._writable: list[int] = [0] * size
-        self._ids = list(range(size - 1, -1, -1))
-        self._free = size
+        self._forget()
         self._ask(self._driver_event, 0)
 
+    def _forget(self) -> None:
+        """No buffer is in flight."""
+        size = self.size
+        self._tokens: list[object | None] = [None] * size
+        self._ids = list(range(size - 1, -1, -1))
+        self._free = size
+        self._order = Offered() if self.in_order else None
+
     @classmethod
-    def alloc(cls, pages: GuestPages, size: int, *, event_idx: bool = True, indirect_segments: int = 0) -> PackedDriver:
+    def alloc(
+        cls, pages: GuestPages, size: int, *, event_idx: bool = True, in_order: bool = False, indirect_segments: int = 0
+    ) -> PackedDriver:
         """A ring with its memory, and one indirect table per slot if ``indirect_segments`` is given."""
         layout = PackedLayout.alloc(pages, size)
         tables = pages.alloc(size * indirect_segments * DESC_BYTES, DESC_ALIGN) if indirect_segments else 0
-        return cls(pages.memory, layout, event_idx=event_idx, indirect_tables=tables, indirect_segments=indirect_segments)
+        options = dict(indirect_tables=tables, indirect_segments=indirect_segments)
+        return cls(pages.memory, layout, event_idx=event_idx, in_order=in_order, **options)
 
-    def renew(self, *, event_idx: bool) -> PackedDriver:
+    def renew(self, *, event_idx: bool, in_order: bool = False) -> PackedDriver:
         """The same memory as a new ring, for use after a reset; this half keeps a copy of its own, as ``SplitDriver.renew``."""
         self._see(*(memoryview(bytearray(view.cast("B"))) for view in (self._ring, self._driver_event, self._device_event)))
         self.layout.clear(self._memory)
-        tables, segments = self._tables, self.indirect_segments
-        return PackedDriver(self._memory, self.layout, event_idx=event_idx, indirect_tables=tables, indirect_segments=segments)
+        options = dict(indirect_tables=self._tables, indirect_segments=self.indirect_segments)
+        return PackedDriver(self._memory, self.layout, event_idx=event_idx, in_order=in_order, **options)
 
     @property
     def num_free(self) -> int:
@@ -206,6 +228,8 @@ class PackedDriver(_Half):
         self._place(pieces, number)
         self._tokens[number] = token
         self._writable[number] = sum(length for _, length in writable)
+        if self._order is not None:
+            self._order.ids.append(number)
         return number
 
     def _place(self, pieces: Sequence[tuple[int, int, int]], number: int) -> None:
@@ -245,13 +269,15 @@ class PackedDriver(_Half):
         position = self._last_used
         if self.broken is not None or not self.more_used():
             return None
-        _, written, number, _ = _unpack(self._ring, position % self.size * DESC_BYTES)
+        if self._order is None:
+            _, written, number, _ = _unpack(self._ring, position % self.size * DESC_BYTES)
+        else:
+            number, written = self._next_in_order(self._order, position)
         token = self._tokens[number] if number < self.size else None
         if token is None:
             raise self._break(f"used descriptor names buffer {number}, which is not in flight", "2.8.8")
         if written > self._writable[number]:
-            what = f"used length {written} is more than the {self._writable[number]} writable bytes of buffer {number}"
-            raise self._break(what, "2.8.8")
+            raise self._break(_too_long(written, self._writable[number], number), "2.8.8")
         self._tokens[number] = None
         self._ids.append(number)
         self._free += self._slots[number]
@@ -260,13 +286,28 @@ class PackedDriver(_Half):
             self._driver_event[0] = self._off_wrap(position)
         return token, written
 
+    def _next_in_order(self, order: Offered, position: int) -> tuple[int, int]:
+        """The next used buffer: one of the batch that is being returned, or the first of the next batch (§2.8.9)."""
+        if not order.left:
+            _, written, number, _ = _unpack(self._ring, position % self.size * DESC_BYTES)
+            count = order.batch(number, written)
+            if not count:
+                raise self._break(f"used descriptor names buffer {number}, which is not in flight", "2.8.8")
+            if position + sum(self._slots[order.ids[i]] for i in range(count)) > self._published:
+                raise self._break(f"used descriptor stands for {count} buffers, more than were made available", "2.8.9")
+            if written > self._writable[number]:  # said of the whole batch, before any of it is returned
+                raise self._break(_too_long(written, self._writable[number], number), "2.8.8")
+        return order.next(self._writable)
+
     def _break(self, what: str, section: str) -> VirtioError:
         self.broken = VirtioError(what, section)
         return self.broken
 
     def more_used(self) -> bool:
-        """Whether a used buffer waits; one load of a flags word."""
+        """Whether a used buffer waits; one load of a flags word, none within a batch."""
         position = self._last_used
+        if self._order is not None and self._order.left:
+            return True
         if position >= self._published:
             return False  # nothing is in flight: an old lap's bits mean nothing
         return self._words[8 * (position % self.size) + 7] & _BITS == self._used(position)
@@ -288,11 +329,9 @@ class PackedDriver(_Half):
 
     def detach_unused_bufs(self) -> list[object]:
         """The tokens still in flight; for use after a reset, when the device will never return them."""
-        tokens = [token for token in self._tokens if token is not None]
-        size = self.size
-        self._tokens = [None] * size
-        self._ids = list(range(size - 1, -1, -1))
-        self._free = size
+        numbers = range(self.size) if self._order is None else self._order.ids
+        tokens = [token for number in numbers if (token := self._tokens[number]) is not None]
+        self._forget()
         return tokens
 
 
@@ -307,12 +346,16 @@ class PackedDevice(_Half):
         number: int = 0,
         event_idx: bool = True,
         indirect: bool = True,
+        in_order: bool = False,
         chain_max: int = 0,
     ) -> None:
         layout.check(memory)
         super().__init__(memory, layout, event_idx)
         self.number = number
         self.indirect = indirect
+        self.in_order = in_order
+        self._order = Taken() if in_order else None
+        self._batch_at: int | None = None  # position of the used descriptor of the batch that goes on
         self._key = number << 16
         self._chain_max = max(chain_max, layout.size)
         self.last_avail_idx = 0  # the position that is looked at next
@@ -324,6 +367,7 @@ class PackedDevice(_Half):
         self._last_id = 0
         self.notification = True
         self.in_flight = 0
+        self.abandoned = False
         self._ask(self._device_event, 0)
 
     def empty(self) -> bool:
@@ -349,6 +393,8 @@ class PackedDevice(_Half):
         self._where[head] = pieces, count
         self._taken += count
         self._last_id = head
+        if self._order is not None:
+            self._order.popped(head)
         self.last_avail_idx = position + count
         self.in_flight += 1
         if self.event_idx and self.notification:
@@ -366,7 +412,16 @@ class PackedDevice(_Half):
     def detach(self, chain: Chain) -> None:
         """Forget a popped buffer that will not be returned: ``virtqueue_detach_element()``."""
         self._taken -= self._where.pop(chain.head)[1]
+        if self._order is not None:
+            self._order.detach(chain.head)
         self.in_flight -= 1
+
+    def abandon(self) -> None:
+        """The driver resets this queue: what is filled and not published is forgotten, each buffer still held ends with ``detach``."""
+        self.abandoned = True
+        self.in_flight -= self._filled + (self._order.waiting if self._order is not None else 0)
+        self._filled = 0
+        self._order = self._held = None
 
     def _read(self, position: int) -> tuple[int, _Pieces, int]:
         """The buffer at a position: its id, its segments, how many descriptors it takes.  Each descriptor is read once."""
@@ -421,22 +476,32 @@ class PackedDevice(_Half):
 
     def fill(self, chain: Chain, written: int) -> None:
         """Write the next used descriptor; nothing is published before ``flush``: ``virtqueue_fill()``."""
-        position = self.used_idx
-        count = self._where.pop(chain.head)[1]
+        if self._order is None:
+            self._fill(self.used_idx, chain.head, written)
+            return
+        for head, length, whole in self._order.ended(chain.head, written, written == sum(map(len, chain.writable))):
+            at = self.used_idx if self._batch_at is None else self._batch_at
+            self._fill(at, head, length)
+            self._batch_at = at if whole else None
+
+    def _fill(self, position: int, head: int, written: int) -> None:
+        """The used descriptor at ``position``, in a batch once more for each buffer that joins it."""
+        count = self._where.pop(head)[1]
         slot = position % self.size
         flags = self._used(position) | (_WRITE if written else 0)
-        if self._held is None:
+        if self._held is None or position == self._flushed:
             self._held = slot, flags
             flags = self._words[8 * slot + 7]
         gpa, _, _, _ = _unpack(self._ring, slot * DESC_BYTES)
-        _pack(self._ring, slot * DESC_BYTES, gpa, written, chain.head, flags)
-        self.used_idx = position + count
+        _pack(self._ring, slot * DESC_BYTES, gpa, written, head, flags)
+        self.used_idx += count
         self._taken -= count
         self._filled += 1
 
     def flush(self) -> int:
         """Publish all that was filled with one store of a flags word; returns how many buffers: ``virtqueue_flush()``."""
         count, self._filled = self._filled, 0
+        self._batch_at = None
         if self._held is not None:
             slot, flags = self._held
             self._words[8 * slot + 7] = flags

@@ -12,6 +12,7 @@ calls, and the part that owns the half puts a trace point between them::
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from functools import cache
 from struct import Struct
@@ -34,6 +35,7 @@ from ..spec.virtio_ring import (
     desc_table_bytes,
     used_ring_bytes,
 )
+from .in_order import Offered, Taken
 
 __all__ = ["Chain", "Inflight", "SplitDevice", "SplitDriver", "SplitLayout", "check_queue_size", "need_event"]
 
@@ -110,20 +112,33 @@ _TABLES = [_table(entries) for entries in range(10)]
 _unpack_three = DESC_TABLE_OF_THREE.unpack_from
 
 
+def _too_long(written: int, writable: int, head: int) -> str:
+    return f"used length {written} is more than the {writable} writable bytes of descriptor {head}"
+
+
 class SplitDriver:
     """The driver half, in Linux's words (``virtqueue_add_sgs()``, ``virtqueue_get_buf()`` …).
 
     A buffer is a list of device-readable segments followed by a list of device-writable ones; ``token`` comes back from
     ``get_buf``.  With ``indirect_segments`` > 0 (VIRTIO_F_INDIRECT_DESC) a buffer of up to so many segments takes one slot.
+    With ``in_order`` (VIRTIO_F_IN_ORDER) descriptors are taken in the table's order, and a used element may stand for a batch.
     """
 
     def __init__(
-        self, memory: GuestMemory, layout: SplitLayout, *, event_idx: bool = True, indirect_tables: int = 0, indirect_segments: int = 0
+        self,
+        memory: GuestMemory,
+        layout: SplitLayout,
+        *,
+        event_idx: bool = True,
+        in_order: bool = False,
+        indirect_tables: int = 0,
+        indirect_segments: int = 0,
     ) -> None:
         size = layout.size
         self.layout = layout
         self.size = size
         self.event_idx = event_idx
+        self.in_order = in_order
         self.fence = memory.fence
         self._mask = size - 1
         self._desc = memory.view(layout.desc, desc_table_bytes(size))
@@ -144,21 +159,33 @@ class SplitDriver:
         self._kicked_idx = 0
         self.callbacks = True
         self.broken: VirtioError | None = None
-        self._tokens: list[object | None] = [None] * size
-        self._chains: dict[int, list[int]] = {}  # head → slots, of buffers that take more than one
         self._writable: list[int] = [0] * size
-        self._free = list(range(size - 1, -1, -1))
+        self._forget()
         if not event_idx:
             self._avail[0] = 0
 
+    def _forget(self) -> None:
+        """No buffer is in flight."""
+        size = self.size
+        self._tokens: list[object | None] = [None] * size
+        self._chains: dict[int, list[int]] = {}  # head → slots, of buffers that take more than one
+        self._free: list[int] = list(range(size - 1, -1, -1))  # the next one last
+        self._order = None
+        if self.in_order:
+            self._order = Offered()
+            self._free = deque(self._free)  # type: ignore[assignment]  # what comes back in order goes to the far end
+
     @classmethod
-    def alloc(cls, pages: GuestPages, size: int, *, event_idx: bool = True, indirect_segments: int = 0) -> SplitDriver:
+    def alloc(
+        cls, pages: GuestPages, size: int, *, event_idx: bool = True, in_order: bool = False, indirect_segments: int = 0
+    ) -> SplitDriver:
         """A ring with its memory, and one indirect table per slot if ``indirect_segments`` is given."""
         layout = SplitLayout.alloc(pages, size)
         tables = pages.alloc(size * indirect_segments * DESC_BYTES, DESC_ALIGN) if indirect_segments else 0
-        return cls(pages.memory, layout, event_idx=event_idx, indirect_tables=tables, indirect_segments=indirect_segments)
+        options = dict(indirect_tables=tables, indirect_segments=indirect_segments)
+        return cls(pages.memory, layout, event_idx=event_idx, in_order=in_order, **options)
 
-    def renew(self, *, event_idx: bool) -> SplitDriver:
+    def renew(self, *, event_idx: bool, in_order: bool = False) -> SplitDriver:
         """The same memory as a new ring, for use after a reset; this half must be broken, so that it writes nothing any more.
 
         It keeps a copy of its own, so that a context which still stands inside it cannot reach the new ring.
@@ -167,8 +194,8 @@ class SplitDriver:
         self._used = used = memoryview(bytearray(self._used))
         self._used16 = used.cast("H")
         self.layout.clear(self._memory)
-        tables, segments = self._tables, self.indirect_segments
-        return SplitDriver(self._memory, self.layout, event_idx=event_idx, indirect_tables=tables, indirect_segments=segments)
+        options = dict(indirect_tables=self._tables, indirect_segments=self.indirect_segments)
+        return SplitDriver(self._memory, self.layout, event_idx=event_idx, in_order=in_order, **options)
 
     @property
     def num_free(self) -> int:
@@ -207,6 +234,8 @@ class SplitDriver:
                 total += length
         self._tokens[head] = token
         self._writable[head] = total
+        if self._order is not None:
+            self._order.ids.append(head)
         idx = self.avail_idx
         self._avail[2 + (idx & self._mask)] = head
         self.avail_idx = (idx + 1) & 0xFFFF
@@ -221,8 +250,11 @@ class SplitDriver:
             if count > self.size and count > self.indirect_segments:
                 raise ConfigError(f"a buffer of {count} segments on a queue of {self.size}", "use a larger queue or INDIRECT_DESC")
             raise QueueFull(f"{count} descriptors wanted, {len(free)} free", "take completed buffers with get_buf()")
-        slots = free[-count:][::-1]
-        del free[-count:]
+        if self.in_order:
+            slots = [free.pop() for _ in range(count)]
+        else:
+            slots = free[-count:][::-1]
+            del free[-count:]
         last = count - 1
         for i, (gpa, length) in enumerate((*readable, *writable)):
             flags = (_WRITE if i >= split else 0) | (_NEXT if i < last else 0)
@@ -253,16 +285,19 @@ class SplitDriver:
         last = self.last_used_idx
         if self.broken is not None or self._used16[1] == last:
             return None
-        head, written = _unpack_used(self._used, 4 + 8 * (last & self._mask))
+        if self._order is None:
+            head, written = _unpack_used(self._used, 4 + 8 * (last & self._mask))
+        else:
+            head, written = self._next_in_order(self._order, last)
         token = self._tokens[head] if head < self.size else None
         if token is None:
             raise self._break(f"used element names descriptor {head}, which is not the head of a buffer in flight", "2.7.8")
         if written > self._writable[head]:
-            raise self._break(
-                f"used length {written} is more than the {self._writable[head]} writable bytes of descriptor {head}", "2.7.8.2"
-            )
+            raise self._break(_too_long(written, self._writable[head], head), "2.7.8.2")
         self._tokens[head] = None
-        if head in self._chains:
+        if self._order is not None:
+            self._free.extendleft(self._chains.pop(head, (head,)))  # type: ignore[attr-defined]
+        elif head in self._chains:
             self._free.extend(reversed(self._chains.pop(head)))
         else:
             self._free.append(head)
@@ -270,6 +305,19 @@ class SplitDriver:
         if self.callbacks and self.event_idx:
             self._avail[self._used_event_at] = last
         return token, written
+
+    def _next_in_order(self, order: Offered, last: int) -> tuple[int, int]:
+        """The next used buffer: one of the batch that is being returned, or the first of the next batch (§2.7.9)."""
+        if not order.left:
+            head, written = _unpack_used(self._used, 4 + 8 * (last & self._mask))
+            count = order.batch(head, written)
+            if not count:
+                raise self._break(f"used element names descriptor {head}, which is not the head of a buffer in flight", "2.7.8")
+            if count > (self._used16[1] - last) & 0xFFFF:
+                raise self._break(f"used element stands for {count} buffers, more than used.idx was moved by", "2.7.9")
+            if written > self._writable[head]:  # said of the whole batch, before any of it is returned
+                raise self._break(_too_long(written, self._writable[head], head), "2.7.8.2")
+        return order.next(self._writable)
 
     def _break(self, what: str, section: str) -> VirtioError:
         self.broken = VirtioError(what, section)
@@ -302,10 +350,9 @@ class SplitDriver:
 
     def detach_unused_bufs(self) -> list[object]:
         """The tokens still in flight; for use after a reset, when the device will never return them."""
-        tokens = [token for token in self._tokens if token is not None]
-        self._tokens = [None] * self.size
-        self._chains = {}
-        self._free = list(range(self.size - 1, -1, -1))
+        heads = range(self.size) if self._order is None else self._order.ids
+        tokens = [token for head in heads if (token := self._tokens[head]) is not None]
+        self._forget()
         return tokens
 
 
@@ -342,7 +389,8 @@ class SplitDevice:
 
     Every call may raise VirtioError when the driver broke the specification; the device then sets DEVICE_NEEDS_RESET.
     ``last_avail_idx`` and ``used_idx`` (both run freely modulo 2**16) are where a ring goes on that another device served
-    before; buffers between them that are still in flight come back through ``resubmit``.
+    before; buffers between them that are still in flight come back through ``resubmit``.  With ``in_order`` (VIRTIO_F_IN_ORDER)
+    a buffer that is filled before its turn waits for those before it, and one used element stands for all that can be used.
     """
 
     def __init__(
@@ -353,6 +401,7 @@ class SplitDevice:
         number: int = 0,
         event_idx: bool = True,
         indirect: bool = True,
+        in_order: bool = False,
         chain_max: int = 0,
         last_avail_idx: int = 0,
         used_idx: int = 0,
@@ -366,6 +415,9 @@ class SplitDevice:
         self.size = size
         self.event_idx = event_idx
         self.indirect = indirect
+        self.in_order = in_order
+        self._order = Taken() if in_order else None
+        self._batch_at: int | None = None  # index of the used element of the batch that goes on
         self.fence = memory.fence
         self._key = number << 16
         self._mask = size - 1
@@ -386,6 +438,7 @@ class SplitDevice:
         self._signalled_valid = False
         self.notification = True
         self.in_flight = 0
+        self.abandoned = False
 
     def empty(self) -> bool:
         """Whether the driver has published nothing new; one load of ``avail.idx`` if the last look is used up."""
@@ -414,6 +467,8 @@ class SplitDevice:
         chain = self.map_chain(self._avail[2 + (last & self._mask)])
         self.last_avail_idx = last = (last + 1) & 0xFFFF
         self.in_flight += 1
+        if self._order is not None:
+            self._order.popped(chain.head)
         if self.inflight is not None:
             self.inflight.popped(chain.head)
         if self.event_idx and self.notification:
@@ -426,6 +481,8 @@ class SplitDevice:
             raise VirtioError(f"{self.in_flight + 1} buffers in flight on a queue of {self.size}: a head was offered twice", "2.7.13")
         chain = self.map_chain(head)
         self.in_flight += 1
+        if self._order is not None:
+            self._order.popped(head)
         if self.inflight is not None:
             self.inflight.popped(head)
         return chain
@@ -436,7 +493,16 @@ class SplitDevice:
 
     def detach(self, chain: Chain) -> None:
         """Forget a popped buffer that will not be returned: ``virtqueue_detach_element()``."""
+        if self._order is not None:
+            self._order.detach(chain.head)
         self.in_flight -= 1
+
+    def abandon(self) -> None:
+        """The driver resets this queue: what is filled and not published is forgotten, each buffer still held ends with ``detach``."""
+        self.abandoned = True
+        self.in_flight -= ((self.used_idx - self._flushed_idx) & 0xFFFF) + (self._order.waiting if self._order is not None else 0)
+        self.used_idx = self._flushed_idx
+        self._order = None
 
     def map_chain(self, head: int) -> Chain:
         """The buffer at ``head`` with its segments mapped; nothing is counted.  Raises as ``pop`` does."""
@@ -544,17 +610,31 @@ class SplitDevice:
 
     def fill(self, chain: Chain, written: int) -> None:
         """Write the next used element; nothing is published before ``flush``: ``virtqueue_fill()``."""
+        if self._order is not None:
+            self._fill_in_order(self._order, chain, written)
+            return
         idx = self.used_idx
         _pack_used(self._used, 4 + 8 * (idx & self._mask), chain.head, written)
         self.used_idx = (idx + 1) & 0xFFFF
         if self.inflight is not None:
             self.inflight.filled(chain.head)
 
+    def _fill_in_order(self, order: Taken, chain: Chain, written: int) -> None:
+        """The used element of a batch is written again for each buffer that joins it, until ``flush`` shows it (§2.7.9)."""
+        for head, length, whole in order.ended(chain.head, written, written == sum(map(len, chain.writable))):
+            at = self.used_idx if self._batch_at is None else self._batch_at
+            _pack_used(self._used, 4 + 8 * (at & self._mask), head, length)
+            self._batch_at = at if whole else None
+            self.used_idx = (self.used_idx + 1) & 0xFFFF
+            if self.inflight is not None:
+                self.inflight.filled(head)
+
     def flush(self) -> int:
         """Publish all filled elements with one store of ``used.idx``; returns how many: ``virtqueue_flush()``."""
         new = self.used_idx
         count = (new - self._flushed_idx) & 0xFFFF
         self._flushed_idx = new
+        self._batch_at = None
         self.in_flight -= count
         self._used16[1] = new
         if self.inflight is not None:
@@ -564,10 +644,12 @@ class SplitDevice:
     def should_notify(self) -> bool:
         """Whether the driver wants an interrupt for what was flushed since the last call that returned True (§2.7.7.2)."""
         self.fence()
+        new, old, valid = self._flushed_idx, self._signalled_idx, self._signalled_valid
+        if self._order is not None and new == old:
+            return False  # all that was filled waits for its turn
+        self._signalled_idx = new
         if not self.event_idx:
             return not self._avail[0] & AVAIL_NO_INTERRUPT
-        new, old, valid = self._flushed_idx, self._signalled_idx, self._signalled_valid
-        self._signalled_idx = new
         self._signalled_valid = True
         return not valid or ((new - self._avail[self._used_event_at] - 1) & 0xFFFF) < ((new - old) & 0xFFFF)  # need_event()
 

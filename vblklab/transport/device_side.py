@@ -38,6 +38,10 @@ class RegisterDevice(Protocol):
 
     def start(self, features: int, queues: dict[int, SplitDevice]) -> None: ...
 
+    def start_queue(self, number: int, ring: SplitDevice) -> None: ...
+
+    def reset_queue(self, number: int, done: Callable[[], None]) -> None: ...
+
     def reset(self) -> None: ...
 
 
@@ -66,6 +70,8 @@ class QueueRegisters:
     def __init__(self) -> None:
         self.size = 0
         self.ready = False
+        self.resetting = False  # RING_RESET: the driver asked, and the device has not let go yet
+        self.was_reset = False  # it has: the queue may be used again while the device runs
         self.addr = {"desc": 0, "avail": 0, "used": 0}
 
     def set_low(self, name: str, value: int) -> None:
@@ -162,6 +168,39 @@ class DeviceSide:
         driver = self._driver_features
         return not driver & ~self._offered() and bool(driver & Feature.VERSION_1) and self.device.accepts(driver)
 
+    # -- one queue (RING_RESET) ----------------------------------------------------------------------------------------------
+
+    def _reset_queue(self) -> None:
+        """Reset the selected queue: it reads as being reset until nothing of it is in flight, then as it did at first (§2.6.1)."""
+        number, queue = self._queue_sel, self._queue
+        if not self._driver_features & Feature.RING_RESET or self._resetting or not queue.ready or queue.resetting:
+            return
+
+        def done() -> None:
+            if self._queues[number] is queue:  # the device was not reset meanwhile
+                self._queues[number] = self._new_queue()
+                self._queues[number].was_reset = True
+
+        queue.resetting = True
+        if number in self._live:
+            self.device.reset_queue(number, done)
+        else:
+            done()
+
+    def _enable_queue(self) -> None:
+        """The selected queue is ready; after a reset of its own it is served from now on (§2.6.2)."""
+        number, queue = self._queue_sel, self._queue
+        queue.ready = True
+        if not queue.was_reset or not self.status & _DRIVER_OK or self._resetting:
+            return
+        queue.was_reset = False
+        try:
+            half = self._device_half(number, queue)
+        except (VirtioError, BadAddress) as error:
+            self.needs_reset(error)
+            return
+        self.device.start_queue(number, half)
+
     # -- start, reset, trouble -----------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
@@ -186,6 +225,7 @@ class DeviceSide:
             number=number,
             event_idx=bool(features & Feature.EVENT_IDX),
             indirect=bool(features & Feature.INDIRECT_DESC),
+            in_order=bool(features & Feature.IN_ORDER),
             chain_max=getattr(self.device, "chain_max", 0),
         )
         if features & Feature.RING_PACKED:

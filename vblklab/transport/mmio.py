@@ -72,6 +72,8 @@ class MmioRegisters(DeviceSide):
                 return self.device.queue_size_max if queue is not None else 0
             case Reg.QUEUE_READY:
                 return int(queue is not None and queue.ready)
+            case Reg.QUEUE_RESET:
+                return int(queue is not None and queue.resetting)
             case Reg.STATUS:
                 return self.status
             case Reg.CONFIG_GENERATION:
@@ -111,9 +113,16 @@ class MmioRegisters(DeviceSide):
         queue = self._queue
         if queue is None:
             return
-        if offset == Reg.QUEUE_READY:
-            queue.ready = bool(value & 1)
-            if not queue.ready:
+        if offset == Reg.QUEUE_RESET:
+            if value == 1:
+                self._reset_queue()
+        elif queue.resetting:
+            return
+        elif offset == Reg.QUEUE_READY:
+            if value & 1 and not queue.ready:
+                self._enable_queue()
+            elif not value & 1:
+                queue.ready = False
                 self._live.pop(self._queue_sel, None)  # the device holds the same dict and leaves the ring alone: §4.2.2.1
         elif queue.ready:
             return  # a queue in use cannot be moved: §4.2.2.2
@@ -126,7 +135,7 @@ class MmioRegisters(DeviceSide):
 
 
 class MmioTransport(DriverSide):
-    """The driver side: the accesses of Linux's virtio_mmio.c, each a walk over ``bus``.."""
+    """The driver side: the accesses of Linux's virtio_mmio.c, each a walk over ``bus``."""
 
     def __init__(self, bus: Bus) -> None:
         self.bus = bus
@@ -182,6 +191,13 @@ class MmioTransport(DriverSide):
             yield from bus.write(low, gpa & 0xFFFFFFFF)
             yield from bus.write(low + 4, gpa >> 32)
         yield from bus.write(Reg.QUEUE_READY, 1)
+
+    def reset_queue(self, queue: int) -> Steps:
+        """Reset one queue and wait until the device has let go of it: QueueReset reads 0 (§4.2.2.2)."""
+        yield from self.bus.write(Reg.QUEUE_SEL, queue)
+        yield from self.bus.write(Reg.QUEUE_RESET, 1)
+        while (yield from self.bus.read(Reg.QUEUE_RESET)):
+            pass
 
     def find_vqs(self, layouts: Sequence[SplitLayout | PackedLayout], *, polled: bool = False) -> Steps:
         """``vm_find_vqs()``: set queues 0, 1, … up; the one interrupt line serves them all, ``polled`` ones too."""

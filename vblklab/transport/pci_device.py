@@ -289,6 +289,8 @@ class PciRegisters(DeviceSide):
                 return int(queue.ready)
             case Common.QUEUE_NOTIFY_OFF:
                 return self._queue_sel if self._multiplier else 0
+            case Common.QUEUE_RESET:
+                return int(queue.resetting)
             case Common.QUEUE_NOTIF_CONFIG_DATA:
                 return self._queue_sel | _CONFIG_DATA if self._driver_features & Feature.NOTIF_CONFIG_DATA else 0
         if offset in _LOW:
@@ -319,12 +321,18 @@ class PciRegisters(DeviceSide):
         queue: _PciQueue | None = self._queue
         if queue is None:
             return
-        if offset == Common.QUEUE_MSIX_VECTOR:
+        if offset == Common.QUEUE_RESET:
+            if value == 1:
+                self._reset_queue()
+        elif queue.resetting:
+            return
+        elif offset == Common.QUEUE_MSIX_VECTOR:
             queue.vector = self._map(queue.vector, value)
         elif queue.ready:
             return  # a queue in use cannot be moved, and 0 does not stop it: §4.1.4.3.2
         elif offset == Common.QUEUE_ENABLE:
-            queue.ready = value == 1
+            if value == 1:
+                self._enable_queue()
         elif offset == Common.QUEUE_SIZE:
             whole = bool(self._driver_features & Feature.RING_PACKED) or not value & (value - 1)
             if whole and value <= self.device.queue_size_max:

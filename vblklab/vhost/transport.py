@@ -85,7 +85,7 @@ class VhostUserTransport:
             self._talk(self.front_end.set_status(self._status))
         return (yield from self.status())
 
-    def reset(self) -> Steps:
+    def reset(self, overtaken: Callable[[], bool] = lambda: False) -> Steps:
         """Stop the rings; the device forgets its state where the protocol has a message for it."""
         front_end = self.front_end
         for ring in sorted(self._running):
@@ -104,7 +104,7 @@ class VhostUserTransport:
 
     def device_features(self) -> Steps:
         """The features the device offers; the number of queues is what the back-end says it has."""
-        bits = self.offered
+        bits = self.offered & ~int(Feature.RING_RESET)
         return bits if self.front_end.queues > 1 else bits & ~int(BlkFeature.MQ)
         yield
 
@@ -119,6 +119,11 @@ class VhostUserTransport:
     def queue_size_max(self, queue: int) -> Steps:
         """vhost-user leaves the size to the front-end; 0 where the back-end has no such queue."""
         return self._queue_size if queue < self.front_end.queues else 0
+        yield
+
+    def reset_queue(self, queue: int) -> Steps:
+        """There is no message that resets one ring and leaves the device as it is."""
+        raise VirtioError(f"queue {queue} cannot be reset by itself over vhost-user", "2.6.1")
         yield
 
     def setup_queue(self, queue: int, layout: SplitLayout | PackedLayout) -> Steps:
