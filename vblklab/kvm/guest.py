@@ -16,7 +16,7 @@ from .payload import PORT_DONE, PORT_IRQ, Mail, Op
 from .vcpu import Interrupted, IoExit, MmioExit
 from .vm import Line, Msi, Vm
 
-__all__ = ["GSI", "LINE_EDGE", "LINE_LEVEL", "MEMORY_MOST", "GuestClock", "PayloadVm"]
+__all__ = ["FIRST_MSI_GSI", "GSI", "LINE_EDGE", "LINE_LEVEL", "MEMORY_MOST", "GuestClock", "PayloadVm"]
 
 GSI = 5
 LINE_EDGE, LINE_LEVEL = 0, 1 << 15
@@ -111,14 +111,17 @@ class PayloadVm:
                 self._halted = True
                 return False
 
-    def set_up_apic(self, mode: int) -> None:
-        """Switch the APIC on, route the line (LINE_EDGE or LINE_LEVEL) and the messages: real stores of the payload."""
+    def set_up_apic(self, mode: int, vector: int = payload.LINE_VECTOR) -> None:
+        """Switch the APIC on, route the line (LINE_EDGE or LINE_LEVEL) to ``vector``, and the messages: real stores of the payload.
+
+        Message n, for an irqfd on FIRST_MSI_GSI + n, is payload.MSI_VECTORS[n].
+        """
         self.store(payload.APIC_GPA + 0xF0, 0x1FF)  # spurious vector 0xff, APIC on
         pin = GSI
-        for register, value in ((0x10 + 2 * pin, payload.LINE_VECTOR | mode), (0x11 + 2 * pin, 0)):
+        for register, value in ((0x10 + 2 * pin, vector | mode), (0x11 + 2 * pin, 0)):
             self.store(payload.IOAPIC_GPA, register)
             self.store(payload.IOAPIC_GPA + 0x10, value)
-        messages = [Msi(FIRST_MSI_GSI + number, vector) for number, vector in enumerate(payload.MSI_VECTORS)]
+        messages = [Msi(FIRST_MSI_GSI + number, message) for number, message in enumerate(payload.MSI_VECTORS)]
         self.vm.route([Line(GSI, pin), *messages])
 
     def by_message(self) -> list[int]:

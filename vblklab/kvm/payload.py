@@ -17,6 +17,7 @@ __all__ = [
     "APIC_GPA",
     "BASE",
     "CODE",
+    "ISR_VECTOR",
     "LINE_VECTOR",
     "LISTING",
     "MSI_VECTORS",
@@ -35,18 +36,20 @@ TABLES_AT, STACK_AT, MAILBOX_AT, WORDS_AT = 0x1000, 0x2000, 0x3000, 0x4000
 SLOT_BYTES = WORDS_AT
 REGISTERS_GPA = 0xE010_0000
 APIC_GPA, IOAPIC_GPA = 0xFEE0_0000, 0xFEC0_0000
-LINE_VECTOR = 0x30
-MSI_VECTORS = range(0x40, 0x50)
+LINE_VECTOR, ISR_VECTOR = 0x30, 0x2F
+MSI_VECTORS = range(0x31, 0x41)
 PORT_DONE, PORT_IRQ = 0x10, 0x11
+SENT_AT, SENT_STRIDE = 8, 5
+"""The device's page, in 32-bit words: how often message n was sent is at SENT_AT + SENT_STRIDE n."""
 
 LISTING = """\
 000  bb003000e0            start:  mov  ebx, 0xe0003000            # the mailbox
-005  bf004000e0                    mov  edi, 0xe0004000            # the device's count of causes raised: VRING, then CONFIG
+005  bf004000e0                    mov  edi, 0xe0004000            # the device's counts: causes raised (VRING, CONFIG), messages sent
 00a  be000010e0                    mov  esi, 0xe0100000            # the registers of virtio-mmio
 00f  bd0000e0fe                    mov  ebp, 0xfee00000            # the local APIC
 014  8b4b04                next:   mov  ecx, [ebx+0x04]            # addr
 017  8b03                          mov  eax, [ebx]                 # op; interrupts are off
-019  ff2485410100e0                jmp  [eax*4+ops]
+019  ff2485760100e0                jmp  [eax*4+ops]
 020  fb                    hlt:    sti                             # op 0: idle in the kernel until an interrupt comes
 021  f4                            hlt
 022  fa                            cli                             # a kick ends up here
@@ -94,65 +97,81 @@ LISTING = """\
 07f  894320                        mov  [ebx+0x20], eax
 082  895324                        mov  [ebx+0x24], edx
 085  ebb8                          jmp  tell
-087  0f31                  irq:    rdtsc                           # the interrupt line
+087  0f31                  isr:    rdtsc                           # the line of virtio-pci
 089  894320                        mov  [ebx+0x20], eax
 08c  895324                        mov  [ebx+0x24], edx
-08f  8b4660                        mov  eax, [esi+0x60]            # InterruptStatus: an exit
-092  85c0                          test eax, eax
-094  7419                          jz   none
-096  894664                        mov  [esi+0x64], eax            # InterruptACK: another; the device lowers the line
-099  094318                        or   [ebx+0x18], eax            # causes
-09c  8b07                          mov  eax, [edi]
-09e  034704                        add  eax, [edi+4]
-0a1  89c1                          mov  ecx, eax
-0a3  2b4b2c                        sub  ecx, [ebx+0x2c]            # raised since the interrupt before this one
-0a6  89432c                        mov  [ebx+0x2c], eax            # seen
-0a9  49                            dec  ecx
-0aa  014b30                        add  [ebx+0x30], ecx            # coalesced
-0ad  eb7b                          jmp  taken
-0af  ff4334                none:   inc  dword ptr [ebx+0x34]       # spurious: not ours, or served by the handler's run before
-0b2  c785b000000000000000          mov  dword ptr [ebp+0xb0], 0
-0bc  83c40c                        add  esp, 12
-0bf  e950ffffff                    jmp  next
-0c4  e84b000000            msis:   call msi                        # message n of 16 comes in at msis + 5 n
-0c9  e846000000                    call msi
-0ce  e841000000                    call msi
-0d3  e83c000000                    call msi
-0d8  e837000000                    call msi
-0dd  e832000000                    call msi
-0e2  e82d000000                    call msi
-0e7  e828000000                    call msi
-0ec  e823000000                    call msi
-0f1  e81e000000                    call msi
-0f6  e819000000                    call msi
-0fb  e814000000                    call msi
-100  e80f000000                    call msi
-105  e80a000000                    call msi
-10a  e805000000                    call msi
-10f  e800000000                    call msi
-114  0f31                  msi:    rdtsc
-116  894320                        mov  [ebx+0x20], eax
-119  895324                        mov  [ebx+0x24], edx
-11c  59                            pop  ecx
-11d  81e9c90000e0                  sub  ecx, offset msis+5         # 5 n
-123  ff848b80000000                inc  dword ptr [ebx+ecx*4+0x80] # taken, by message
-12a  ff4328                taken:  inc  dword ptr [ebx+0x28]
-12d  c785b000000000000000          mov  dword ptr [ebp+0xb0], 0    # EOI
-137  83c40c                        add  esp, 12                    # drop the frame: eip, cs, eflags
-13a  e611                          out  0x11, al                   # tell of the interrupt
-13c  e9d3feffff                    jmp  next
-141  200000e0              ops:    .long hlt
-145  250000e0                      .long poll
-149  300000e0                      .long load1
-14d  350000e0                      .long load2
-151  3a0000e0                      .long load4
-155  430000e0                      .long store1
-159  4a0000e0                      .long store2
-15d  520000e0                      .long store4
-161  590000e0                      .long ring2
-165  670000e0                      .long ring4
-169  780000e0                      .long window
-16d  7d0000e0                      .long stamp
+08f  8b5338                        mov  edx, [ebx+0x38]
+092  0fb602                        movzx eax, byte ptr [edx]       # ISR status: an exit, which acknowledges too
+095  85c0                          test eax, eax
+097  7430                          jz   none
+099  eb12                          jmp  causes
+09b  0f31                  irq:    rdtsc                           # the line of virtio-mmio
+09d  894320                        mov  [ebx+0x20], eax
+0a0  895324                        mov  [ebx+0x24], edx
+0a3  8b4660                        mov  eax, [esi+0x60]            # InterruptStatus: an exit
+0a6  85c0                          test eax, eax
+0a8  741f                          jz   none
+0aa  894664                        mov  [esi+0x64], eax            # InterruptACK: another; the device lowers the line
+0ad  094318                causes: or   [ebx+0x18], eax
+0b0  8b07                          mov  eax, [edi]
+0b2  034704                        add  eax, [edi+4]
+0b5  89c1                          mov  ecx, eax
+0b7  2b4b3c                        sub  ecx, [ebx+0x3c]            # raised since the interrupt before this one
+0ba  89433c                        mov  [ebx+0x3c], eax
+0bd  014b2c                        add  [ebx+0x2c], ecx            # seen
+0c0  49                            dec  ecx
+0c1  014b30                        add  [ebx+0x30], ecx            # coalesced
+0c4  e996000000                    jmp  taken
+0c9  ff4334                none:   inc  dword ptr [ebx+0x34]       # spurious: not ours, or served by the handler's run before
+0cc  c785b000000000000000          mov  dword ptr [ebp+0xb0], 0
+0d6  83c40c                        add  esp, 12
+0d9  e936ffffff                    jmp  next
+0de  e84b000000            msis:   call msi                        # message n of 16 comes in at msis + 5 n
+0e3  e846000000                    call msi
+0e8  e841000000                    call msi
+0ed  e83c000000                    call msi
+0f2  e837000000                    call msi
+0f7  e832000000                    call msi
+0fc  e82d000000                    call msi
+101  e828000000                    call msi
+106  e823000000                    call msi
+10b  e81e000000                    call msi
+110  e819000000                    call msi
+115  e814000000                    call msi
+11a  e80f000000                    call msi
+11f  e80a000000                    call msi
+124  e805000000                    call msi
+129  e800000000                    call msi
+12e  0f31                  msi:    rdtsc
+130  894320                        mov  [ebx+0x20], eax
+133  895324                        mov  [ebx+0x24], edx
+136  59                            pop  ecx
+137  81e9e30000e0                  sub  ecx, offset msis+5         # 5 n
+13d  8b448f20                      mov  eax, [edi+ecx*4+0x20]
+141  89c2                          mov  edx, eax
+143  2b948b84000000                sub  edx, [ebx+ecx*4+0x84]      # sent since the one before
+14a  89848b84000000                mov  [ebx+ecx*4+0x84], eax
+151  01532c                        add  [ebx+0x2c], edx            # seen
+154  4a                            dec  edx
+155  015330                        add  [ebx+0x30], edx            # coalesced
+158  ff848b80000000                inc  dword ptr [ebx+ecx*4+0x80] # taken, by message
+15f  ff4328                taken:  inc  dword ptr [ebx+0x28]
+162  c785b000000000000000          mov  dword ptr [ebp+0xb0], 0    # EOI
+16c  83c40c                        add  esp, 12                    # drop the frame: eip, cs, eflags
+16f  e611                          out  0x11, al                   # tell of the interrupt
+171  e99efeffff                    jmp  next
+176  200000e0              ops:    .long hlt
+17a  250000e0                      .long poll
+17e  300000e0                      .long load1
+182  350000e0                      .long load2
+186  3a0000e0                      .long load4
+18a  430000e0                      .long store1
+18e  4a0000e0                      .long store2
+192  520000e0                      .long store4
+196  590000e0                      .long ring2
+19a  670000e0                      .long ring4
+19e  780000e0                      .long window
+1a2  7d0000e0                      .long stamp
 """
 
 
@@ -168,6 +187,7 @@ class Mail(IntEnum):
     OP, ADDR, VALUE, RESULT, RUNG, TELL, CAUSES = range(7)
     TSC = 8  # two words
     TAKEN, SEEN, COALESCED, SPURIOUS = 10, 11, 12, 13
+    ISR_GPA = 14  # ours: where the ISR status of virtio-pci is
     BY_MESSAGE = 32  # every fifth word: how often each message was taken
 
 
@@ -200,7 +220,8 @@ def image() -> bytes:
     """What the payload's slot holds at first: code, an IDT with a gate for the line and one for each message, a flat GDT."""
     slot = bytearray(SLOT_BYTES)
     slot[: len(CODE)] = CODE
-    handlers = {LINE_VECTOR: offset_of("irq")} | {vector: offset_of("msis") + 5 * n for n, vector in enumerate(MSI_VECTORS)}
+    handlers = {LINE_VECTOR: offset_of("irq"), ISR_VECTOR: offset_of("isr")}
+    handlers |= {vector: offset_of("msis") + 5 * n for n, vector in enumerate(MSI_VECTORS)}
     for vector, offset in handlers.items():
         handler = BASE + offset
         struct.pack_into("<HHBBH", slot, TABLES_AT + 8 * vector, handler & 0xFFFF, CODE_SELECTOR, 0, 0x8E, handler >> 16)
