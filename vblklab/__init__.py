@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .lab.words import words
     from .machine.costs import CostTable
     from .machine.guest_run import recorded
+    from .machine.kvm import KvmMachine
     from .machine.live import LiveMachine
     from .machine.serve import serve
     from .machine.sim import SimMachine
@@ -71,6 +72,9 @@ _WHERE = {
     "IoUring": "engine",
     "ImageFile": "disk",
     "JobError": "errors",
+    "KvmError": "errors",
+    "KvmExit": "errors",
+    "KvmMachine": "machine.kvm",
     "Kvm": "kvm",
     "LinuxGuest": "peer",
     "LiveMachine": "machine.live",

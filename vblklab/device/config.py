@@ -96,7 +96,7 @@ class BlkConfig:
         self.ring_reset = ring_reset
         self.max_discard_seg = max_discard_seg
         self.secure_erase = secure_erase
-        self.physical_block_size = physical_block_size or block_size
+        self.physical_block_size = physical_block_size
         self.alignment_offset = alignment_offset
         self.min_io_size = min_io_size
         self.opt_io_size = opt_io_size
@@ -157,7 +157,7 @@ class BlkConfig:
         put("size_max", "I", self.size_max)
         put("seg_max", "I", self.seg_max)
         put("blk_size", "I", self.block_size)
-        put("physical_block_exp", "B", (self.physical_block_size // self.block_size).bit_length() - 1)
+        put("physical_block_exp", "B", ((self.physical_block_size or self.block_size) // self.block_size).bit_length() - 1)
         put("alignment_offset", "B", self.alignment_offset // self.block_size)
         put("min_io_size", "H", self.min_io_size // self.block_size)
         put("opt_io_size", "I", self.opt_io_size // self.block_size)

@@ -216,10 +216,12 @@ class VirtioBlkDriver:
             self._most[number] = most  # virtio-pci tells it until the queue is set up
             sizes.append(min(self.queue_size, most))
         least = min(sizes)
-        if least < 3:  # a chain is never longer than its queue, in a table or not: §2.7.5.3.1
-            raise ConfigError(f"a queue of {least} entries", "a request needs 3 descriptors")
-        self.limits = replace(self.limits, max_segments=min(self.limits.max_segments, least - 2))
-        indirect = self.limits.max_segments + 2 if self.features & Feature.INDIRECT_DESC else 0
+        # a chain is never longer than its queue, in a table or not: §2.7.5.3.1
+        around = 2 if self.zoned is None else 3  # header and status; append_sector
+        if least <= around:
+            raise ConfigError(f"a queue of {least} entries", f"a request needs {around + 1} descriptors")
+        self.limits = replace(self.limits, max_segments=min(self.limits.max_segments, least - around))
+        indirect = self.limits.max_segments + around if self.features & Feature.INDIRECT_DESC else 0
         event_idx, in_order = bool(self.features & Feature.EVENT_IDX), bool(self.features & Feature.IN_ORDER)
         for number, size in enumerate(sizes):
             old = None if first else self.queues[number]

@@ -171,7 +171,7 @@ class ZonedDisk:
         if len(data) > self.max_append_sectors * SECTOR_BYTES:
             raise ConfigError(f"an append of {len(data)} bytes", f"the device takes at most {self.max_append_sectors} sectors")
         driver = self._driver
-        most, room = driver.limits.max_segment_bytes, driver.limits.max_segments - 1  # append_sector takes the place of a segment
+        most, room = driver.limits.max_segment_bytes, driver.limits.max_segments
         if len(data) > most * room:
             raise ConfigError(f"an append of {len(data)} bytes", f"a request here holds {room} segments of {most} bytes")
         gpa = self._take(len(data))
