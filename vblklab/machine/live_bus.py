@@ -160,8 +160,9 @@ class DeviceEnd(Protocol):
 
 
 class _MmioEnd:
-    def __init__(self, memory: GuestMemory, device: Any, calls: tuple[int, ...], words: memoryview) -> None:
+    def __init__(self, memory: GuestMemory, device: Any, calls: tuple[int, ...], words: memoryview, irqfd: bool) -> None:
         self._call = calls[0]
+        self._irqfd = irqfd
         self.registers = MmioRegisters(memory, device)
         self.registers.interrupt = self._status = SharedInterruptStatus(words)
         self.registers.on_interrupt = self._ring
@@ -172,6 +173,10 @@ class _MmioEnd:
     def notify(self, queue: int) -> Steps:
         """The used buffer notification, with its trace points."""
         self._status.set(Interrupt.VRING)
+        if not self._irqfd:
+            yield ("virtio_notify", queue)
+            self._ring()
+            return
         yield ("virtio_notify_irqfd", queue)
         self._ring()
         yield ("kvm_set_irq", 0, 1)
@@ -225,12 +230,22 @@ class _PciEnd:
 
 
 def device_end(
-    transport: Mmio | Pci, vectors: int | None, memory: GuestMemory, device: Any, calls: tuple[int, ...], words: memoryview
+    transport: Mmio | Pci,
+    vectors: int | None,
+    memory: GuestMemory,
+    device: Any,
+    calls: tuple[int, ...],
+    words: memoryview,
+    *,
+    irqfd: bool = True,
 ) -> DeviceEnd:
-    """The device's end of a transport.  ``words`` is shared with the driver's half; ``calls`` are eventfds that it watches."""
+    """The device's end of a transport.  ``words`` is shared with the driver's half; ``calls`` are eventfds that it watches.
+
+    Without ``irqfd`` they are read by a main loop, which raises the interrupt: only it knows when.
+    """
     if isinstance(transport, Pci):
         return _PciEnd(memory, device, calls, vectors, transport.notif_config_data)
-    return _MmioEnd(memory, device, calls, words)
+    return _MmioEnd(memory, device, calls, words, irqfd)
 
 
 def answer(registers: Any, data: bytes) -> bytes:

@@ -54,6 +54,7 @@ def choose(vm: Any) -> Iterator[Choice]:
     host_parts = (*engine_parts, drive, getattr(drive, "service", None))
     general = None if vm.machine.fast == "auto" else f"SimMachine(fast={vm.machine.fast!r})"
     general = general or ("guest memory does not begin at address 0" if vm.memory.base else None)
+    general = general or ("a zoned disk: its zones are asked about every request" if vm.device.zoned is not None else None)
     if any(context.started and type(context) is not Fused for context in vm.task_contexts):
         general = general or "the application was stepped into"
     mmio = isinstance(vm.registers, MmioRegisters)
