@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import ConfigError, NotHere
+from ..kvm import check_wire
 from ..kvm import host as kvm_host
 from ..kvm.guest import GSI, LINE_EDGE, LINE_LEVEL, GuestClock, PayloadVm
 from ..kvm.payload import REGISTERS_GPA, Mail
@@ -63,6 +64,7 @@ class KvmMachine(LiveMachine):
             raise NotHere(missing)
         if isinstance(recipe.transport, Pci):
             raise ConfigError("transport=Pci on KvmMachine", "use transport=vb.Mmio(); virtio-pci runs on SimMachine and LiveMachine")
+        check_wire(recipe.kvm, recipe.transport)
         works, why, gain = kvm_host.found()
         if not works:
             raise NotHere(why, f"{gain}; SimMachine (L0) and LiveMachine (L2) work without it")
