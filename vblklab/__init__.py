@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .device import VirtioBlkDevice
+    from .device import EmptyDevice, VirtioBlkDevice
     from .disk import ImageFile, Nvme, Ram, VolatileCache
     from .engine import IoUring, Mapped, Simulated, Sync, Threads
     from .errors import (
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .interleave import schedules
     from .iostack import IOStack
     from .kvm import Kvm
+    from .lab.bench import Bench, registers
     from .lab.chapter_08 import linux_on, linux_run, scratch_image
     from .lab.check import check
     from .lab.doctor import doctor
@@ -57,11 +58,13 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "BadAddress": "errors",
+    "Bench": "lab.bench",
     "ConfigError": "errors",
     "CostTable": "machine.costs",
     "DeviceDied": "errors",
     "DiskError": "errors",
     "EVENTS": "events",
+    "EmptyDevice": "device",
     "Film": "trace.film",
     "Fio": "guest.fio",
     "IOStack": "iostack",
@@ -114,6 +117,7 @@ _WHERE = {
     "linux_run": "lab.chapter_08",
     "path_map": "view",
     "recorded": "machine.guest_run",
+    "registers": "lab.bench",
     "scratch_image": "lab.chapter_08",
     "schedules": "interleave",
     "serve": "machine.serve",

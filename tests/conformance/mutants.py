@@ -20,9 +20,11 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from tests.conformance.clauses import HERE, ROOT, shown_by
@@ -148,20 +150,29 @@ def checks_of(mutant: Mutant) -> list[str]:
     return found
 
 
-def play(chosen: Iterable[Mutant]) -> Iterator[tuple[Mutant, Outcome, float]]:
-    """Run mutants one after the other; each with its outcome and its seconds."""
-    with tree() as copy:
-        for mutant in chosen:
-            start = time.monotonic()
-            outcome = copy.run(mutant, checks_of(mutant))
-            yield mutant, outcome, time.monotonic() - start
+def play(chosen: Iterable[Mutant], *, workers: int = 1) -> Iterator[tuple[Mutant, Outcome, float]]:
+    """Run mutants, in ``workers`` trees side by side; each with its outcome and its seconds, in the order given."""
+    trees: SimpleQueue[Tree] = SimpleQueue()
+
+    def one(mutant: Mutant) -> tuple[Mutant, Outcome, float]:
+        copy, start = trees.get(), time.monotonic()
+        try:
+            return mutant, copy.run(mutant, checks_of(mutant)), time.monotonic() - start
+        finally:
+            trees.put(copy)
+
+    with ExitStack() as stack:
+        for _ in range(workers):
+            trees.put(stack.enter_context(tree()))
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        yield from pool.map(one, chosen)
 
 
 def _main(patterns: list[str]) -> int:
     every = [mutant for part in mutants().values() for mutant in part]
     chosen = [one for one in every if not patterns or any(fnmatchcase(name, pattern) for name in one.clause for pattern in patterns)]
     kept, start = {}, time.monotonic()
-    for mutant, outcome, seconds in play(chosen):
+    for mutant, outcome, seconds in play(chosen, workers=2):
         verdict = outcome.how or "SURVIVED"
         print(f"{seconds:5.1f} s  {' '.join(mutant.clause)}: {verdict}  ({mutant.why})", flush=True)
         kept[mutant.key] = {"clause": mutant.clause, "caught": outcome.caught, "how": outcome.how}

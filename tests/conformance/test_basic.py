@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 import vblklab as vb
 from tests.guest.test_virtio_blk_driver import READ, Quiet
 from tests.guest.test_virtio_blk_driver import Board as DriverBoard
-from tests.support import ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, Board, HandRing, finish, pair
+from tests.support import ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, Board, HandRing, Trampoline, finish, pair
 from tests.transport.test_mmio import (
     CONFIG,
     DEVICE_FEATURES,
@@ -260,6 +261,79 @@ def test_what_describes_a_buffer_in_flight_stays_as_it_is(indirect: int, event_i
         driver.enable_cb()
         driver.enable_cb_check()
         assert described() == before
+
+
+class Slow(Quiet):
+    """Its reset takes as long as the test wants."""
+
+    def reset(self) -> None:
+        self.queues = {}
+
+
+@pytest.mark.clause("BASIC-DRV-038")
+@pytest.mark.parametrize("why", ["restart", "DEVICE_NEEDS_RESET", "a lie in the used ring"])
+def test_buffers_are_taken_back_when_the_reset_is_over(why: str) -> None:
+    board = DriverBoard(Slow())
+    finish_reset = board.device.on_reset_done
+    finish_reset()
+    board.probe()
+    board.submit(READ, io=1)
+    board.submit(READ, io=2)
+    ring = board.ring()
+    if why == "restart":
+        steps = board.driver.restart()
+    else:
+        steps = board.driver.interrupt()
+        if why == "DEVICE_NEEDS_RESET":
+            board.registers.needs_reset(vb.VirtioError("enough"))
+        else:
+            board.registers.interrupt.set(1)
+            ring.put("II", ring.used_at + 4, 777, 1)
+            ring.put("H", ring.used_at + 2, 1)
+    walk = Trampoline(steps)
+    reads = 0
+
+    def read(offset: int, size: int = 4) -> Any:
+        nonlocal reads
+        reads += offset == STATUS
+        yield ("mmio_read", offset, 0, 0)
+        return board.registers.read(offset, size)
+
+    board.bus.read = read  # type: ignore[method-assign]
+    for _ in range(40):
+        walk.step()
+    assert reads > 10 and board.ended == [] and board.status, "still the device's"
+    finish_reset()
+    with pytest.raises(StopIteration):
+        for _ in range(1000):
+            walk.step()
+    assert sorted(board.ended) == [(1, errno.EIO), (2, errno.EIO)]
+
+
+def test_a_restart_overtakes_a_driver_that_waits_for_its_reset() -> None:
+    board = DriverBoard(Slow())
+    finish_reset = board.device.on_reset_done
+    finish_reset()
+    board.probe()
+    board.submit(READ)
+    board.registers.needs_reset(vb.VirtioError("enough"))
+
+    def read(offset: int, size: int = 4) -> Any:
+        yield ("mmio_read", offset, 0, 0)
+        return board.registers.read(offset, size)
+
+    board.bus.read = read  # type: ignore[method-assign]
+    failing, restarting = Trampoline(board.driver.interrupt()), Trampoline(board.driver.restart())
+    for walk in (failing, restarting):
+        for _ in range(20):
+            walk.step()
+    with pytest.raises(StopIteration):
+        failing.run()
+    assert not board.ended
+    finish_reset()
+    with pytest.raises(StopIteration):
+        restarting.run()
+    assert board.ended == [(1, errno.EIO)] and board.driver.failed is None and board.status == STEPS[4]
 
 
 @pytest.mark.clause("BASIC-DRV-050")

@@ -110,6 +110,7 @@ class VirtioBlkDriver:
         self.capacity_changes = 0
         self.limits = Limits()
         self.failed: VirtioError | None = None
+        self._restarts = 0
         self.kicks = self.kick_decisions = self.interrupts = self.polls = 0
         self._polling: set[int] = set()
         self._most: dict[int, int] = {}
@@ -356,10 +357,21 @@ class VirtioBlkDriver:
             self.capacity_changes += 1
 
     def _fail(self, error: VirtioError) -> Steps:
-        """Nothing more will come back: end every request in flight with EIO."""
+        """Nothing more will come back: reset the device, so that no buffer is its own any more (§3.3.1), and end every request."""
+        self._break(error)
+        restarts = self._restarts
+        yield from self.transport.reset(lambda: self._restarts != restarts)
+        if self._restarts == restarts:
+            yield from self._end_all()
+
+    def _break(self, error: VirtioError) -> None:
         self.failed = error
         for ring in self.queues:
             ring.broken = ring.broken or error
+
+    def _end_all(self) -> Steps:
+        """End every request in flight with EIO; the device was reset."""
+        for ring in self.queues:
             for rq in ring.detach_unused_bufs():
                 yield from self.iostack.complete(rq, errno.EIO)  # type: ignore[arg-type]
         for hctx in self.iostack.queues:
@@ -368,8 +380,10 @@ class VirtioBlkDriver:
 
     def restart(self) -> Steps:
         """Reset and probe again after a failure; what was in flight ends with EIO first."""
+        self._restarts += 1
         yield from self.transport.reset()
-        yield from self._fail(VirtioError("the driver reset the device", "2.4"))
+        self._break(VirtioError("the driver reset the device", "2.4"))
+        yield from self._end_all()
         yield from self.probe()
         self.failed = None
 

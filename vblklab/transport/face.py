@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol
 
 from ..errors import VirtioError
@@ -28,7 +28,7 @@ class Transport(Protocol):
 
     def add_status(self, bits: int) -> Steps: ...
 
-    def reset(self) -> Steps: ...
+    def reset(self, overtaken: Callable[[], bool] = ...) -> Steps: ...
 
     def device_features(self) -> Steps: ...
 
@@ -49,6 +49,10 @@ class Transport(Protocol):
     def read_config(self, offset: int, length: int) -> Steps: ...
 
     def write_config(self, offset: int, data: bytes) -> Steps: ...
+
+
+def _never() -> bool:
+    return False
 
 
 class DriverSide:
@@ -81,10 +85,10 @@ class DriverSide:
         yield from self._write_status(old | bits)
         return (yield from self.status())
 
-    def reset(self) -> Steps:
-        """Write 0 and wait until the device has let go of guest memory (the status reads 0)."""
+    def reset(self, overtaken: Callable[[], bool] = _never) -> Steps:
+        """Write 0 and wait until the device has let go of guest memory (the status reads 0), or another reset has ``overtaken`` this."""
         yield from self._write_status(0)
-        while (yield from self.status()):
+        while (yield from self.status()) and not overtaken():
             pass
 
     def accept_features(self, features: int) -> Steps:

@@ -275,19 +275,19 @@ class PciTransport(DriverSide):
             yield from self._set(Common.QUEUE_SELECT, queue)
             yield from self._set(Common.QUEUE_ENABLE, 1)
 
-    def reset_queue(self, queue: int) -> Steps:
-        """Reset one queue and wait until the device has let go of it: ``vp_modern_set_queue_reset()``, queue_reset reads 0 (§4.1.4.3.2)."""
-        yield from self._set(Common.QUEUE_SELECT, queue)
-        yield from self._set(Common.QUEUE_RESET, 1)
-        while (yield from self._get(Common.QUEUE_RESET)):
-            pass
-
     def setup_queue(self, queue: int, layout: SplitLayout | PackedLayout) -> Steps:
         """One queue by itself, with the vector it had: to use it again after it was reset."""
         yield from self._describe(queue, layout)
         if self.vectors and not (yield from self._queue_vector(queue, self._vector_of(queue))):
             raise VirtioError(f"queue {queue} does not get its vector again", "4.1.5.1.2")
         yield from self._set(Common.QUEUE_ENABLE, 1)
+
+    def reset_queue(self, queue: int) -> Steps:
+        """Reset one queue and wait until the device has let go of it: ``vp_modern_set_queue_reset()``, queue_reset reads 0 (§4.1.4.3.2)."""
+        yield from self._set(Common.QUEUE_SELECT, queue)
+        yield from self._set(Common.QUEUE_RESET, 1)
+        while (yield from self._get(Common.QUEUE_RESET)):
+            pass
 
     def _describe(self, queue: int, layout: SplitLayout | PackedLayout) -> Steps:
         """``setup_vq()``: size, addresses, and where its doorbell is."""

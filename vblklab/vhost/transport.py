@@ -85,7 +85,7 @@ class VhostUserTransport:
             self._talk(self.front_end.set_status(self._status))
         return (yield from self.status())
 
-    def reset(self) -> Steps:
+    def reset(self, overtaken: Callable[[], bool] = lambda: False) -> Steps:
         """Stop the rings; the device forgets its state where the protocol has a message for it."""
         front_end = self.front_end
         for ring in sorted(self._running):

@@ -1,0 +1,40 @@
+"""Lab 01 with its answers filled in, and without any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from .answered import execute, fill_in, misjudged, reference_answers
+from .answered import lab as copy_of
+
+NAME = "01_the_device"
+ANSWERS = reference_answers(NAME)
+REVEALS = {"reveal-status", "reveal-reset", "check-device", "reveal-depth"}
+DRAWN_ELSEWHERE = {"export"}  # the slowest cell; test_labs runs it
+NO_GUEST = {"VBLKLAB_CACHE": "/nonexistent"}
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> nbformat.NotebookNode:
+    notebook = copy_of(NAME, tmp_path)
+    notebook.cells = [cell for cell in notebook.cells if cell.id not in DRAWN_ELSEWHERE]
+    return notebook
+
+
+def test_the_reference_answers_are_right(lab: nbformat.NotebookNode, tmp_path: Path) -> None:
+    fill_in(lab, ANSWERS)
+    shown = execute(lab, tmp_path, NO_GUEST)
+    assert misjudged({name: shown[name] for name in [*ANSWERS, *REVEALS]}) == {}
+    assert "DeviceID reads 0x0" in shown["empty"]
+    assert "MyDevice: 0 errors, 0 wrong blocks" in shown["run-mine"]
+    assert "LiveMachine" in shown["run-live"]
+    assert "make guest" in shown["run-linux"] or "QEMU" in shown["run-linux"]
+
+
+def test_it_ends_without_answers(lab: nbformat.NotebookNode, tmp_path: Path) -> None:
+    shown = execute(lab, tmp_path, NO_GUEST)
+    assert {name: shown[name] for name in [*ANSWERS, *REVEALS] if not shown[name].startswith("…")} == {}
+    assert "VirtioBlkDevice: 0 errors, 0 wrong blocks" in shown["run-mine"]

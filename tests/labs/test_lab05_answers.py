@@ -1,0 +1,35 @@
+"""Lab 05 with its answers filled in, and without any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from .answered import execute, fill_in, misjudged, reference_answers
+from .answered import lab as copy_of
+
+NAME = "05_the_virtqueue"
+ANSWERS = reference_answers(NAME)
+REVEALS = {"reveal-kicks", "reveal-lines", "reveal-in-flight"}
+DRAWN_ELSEWHERE = {"export", "keep-words"}  # the slowest cells; test_labs runs them
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> nbformat.NotebookNode:
+    notebook = copy_of(NAME, tmp_path)
+    notebook.cells = [cell for cell in notebook.cells if cell.id not in DRAWN_ELSEWHERE]
+    return notebook
+
+
+def test_the_reference_answers_are_right(lab: nbformat.NotebookNode, tmp_path: Path) -> None:
+    fill_in(lab, ANSWERS)
+    shown = execute(lab, tmp_path)
+    assert misjudged({name: shown[name] for name in [*ANSWERS, *REVEALS]}) == {}
+    assert "a kick is lost" in shown["race"]
+
+
+def test_it_ends_without_answers(lab: nbformat.NotebookNode, tmp_path: Path) -> None:
+    shown = execute(lab, tmp_path)
+    assert {name: shown[name] for name in [*ANSWERS, *REVEALS] if not shown[name].startswith("…")} == {}
