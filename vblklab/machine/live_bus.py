@@ -97,7 +97,7 @@ class LiveBus(_Socket):
         return
         yield
 
-    def notify(self, queue: int) -> Steps:
+    def notify(self, queue: int, data: int | None = None) -> Steps:
         yield ("vm_notify", queue)
         os.eventfd_write(self._kicks[queue], 1)
 
@@ -123,7 +123,7 @@ class LivePciBus(_Socket):
         return
         yield
 
-    def notify(self, queue: int, gpa: int, value: int) -> Steps:
+    def notify(self, queue: int, gpa: int, value: int, size: int = 2) -> Steps:
         yield ("vp_notify", queue)
         os.eventfd_write(self._kicks[queue], 1)
 
