@@ -157,10 +157,12 @@ def test_a_part_by_text() -> None:
     assert pipeline.set("kvm.call=irqfd").set("transport=mmio").transport == vb.Mmio()
 
 
-def test_explain_says_why_the_path_is_plain() -> None:
-    vm = recipe().boot(vb.SimMachine())
+def test_the_fused_path_is_taken_and_a_function_of_ones_own_keeps_the_plain_one() -> None:
+    vm = vb.Pipeline(transport=vb.Pci()).boot(vb.SimMachine())
+    assert all(line.startswith("fused") for line in vm.explain())
+    vm.registers.msix.signal = lambda vector: None
     told = vm.explain()
-    assert sum("only virtio-mmio is fused" in line for line in told) == len(told) - 1, "all but the host's interrupt"
+    assert sum("Msix.signal is set on this instance" in line for line in told) == len(told) - 2, "all but the drive's side"
 
 
 @pytest.mark.parametrize("call", ["irqfd", "msi", "intx"])
