@@ -1,8 +1,9 @@
 """Every driver half against every device half: formats, features, transports and paths, the same job, the same bytes.
 
-A half is the package's ring class as a machine's path drives it: the plain parts, the simulator's fused guest and device, the live machine's
-batch loop in Python or compiled.  The suite runs a set in which every pair of choices meets, ``--long`` all of them.  Split indices are
-moved to just before their wrap between boot and the first I/O; packed rings are small and go around many times.
+A half is the package's ring class as a machine's path drives it: the plain parts, the simulator's fused guest and device (where they
+take the recipe), the live machine's batch loop in Python or compiled.  The suite runs a set in which every pair of choices meets,
+``--long`` all of them.  Split indices are moved to just before their wrap between boot and the first I/O; packed rings are small and go
+around many times.
 """
 
 from __future__ import annotations
@@ -91,10 +92,6 @@ def near_the_wrap(vm: Any) -> None:
         words[1] = used[1] = START
         if driver.event_idx:
             words[driver._used_event_at] = used[driver._avail_event_at] = START
-
-
-def content(path: Path) -> bytes:
-    return path.read_bytes()
 
 
 @cache
