@@ -82,6 +82,7 @@ class VirtioBlkDriver:
         | Feature.INDIRECT_DESC
         | Feature.IN_ORDER
         | Feature.RING_RESET
+        | Feature.NOTIFICATION_DATA
         | BlkFeature.SIZE_MAX
         | BlkFeature.SEG_MAX
         | BlkFeature.RO
@@ -267,7 +268,7 @@ class VirtioBlkDriver:
             yield ("virtqueue_kick_prepare", queue)
             if ring.kick_prepare():
                 self.kicks += 1
-                yield from self.transport.notify(queue)
+                yield from self._kick(queue)
         return True
 
     def _segments(self, rq: Request) -> tuple[list[Segment], list[Segment]]:
@@ -302,7 +303,13 @@ class VirtioBlkDriver:
         yield ("virtqueue_kick_prepare", queue)
         if self.queues[queue].kick_prepare():
             self.kicks += 1
-            yield from self.transport.notify(queue)
+            yield from self._kick(queue)
+
+    def _kick(self, queue: int) -> Steps:
+        """The available buffer notification; with NOTIFICATION_DATA it says how far the driver is."""
+        if self.features & Feature.NOTIFICATION_DATA:
+            return self.transport.notify(queue, self.queues[queue].next_avail())
+        return self.transport.notify(queue)
 
     # -- up: interrupt, poll ---------------------------------------------------------------------------------------------
 

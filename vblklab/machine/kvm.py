@@ -127,7 +127,7 @@ class _MmioBus(_Exits, LiveBus):
         return
         yield
 
-    def notify(self, queue: int) -> Steps:
+    def notify(self, queue: int, data: int | None = None) -> Steps:
         yield ("vm_notify", queue)
         self.guest.ring(_BELL, queue, leaves=self.leaves)
 
@@ -180,9 +180,9 @@ class _PciBus(_Exits, LivePciBus):
         return
         yield
 
-    def notify(self, queue: int, gpa: int, value: int) -> Steps:
+    def notify(self, queue: int, gpa: int, value: int, size: int = 2) -> Steps:
         yield ("vp_notify", queue)
-        self.guest.ring(gpa, value, 2, leaves=self.leaves)
+        self.guest.ring(gpa, value, size, leaves=self.leaves)
 
     def serve(self, exit_: MmioExit) -> int:
         """Do what an exit asks, in the vCPU's thread."""
