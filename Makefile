@@ -37,8 +37,8 @@ long: $(WITH_PACKAGE)  ## the suite, the soak and every combination; writes docs
 conformance: $(WITH_PACKAGE)  ## write docs/conformance.md from the clause markers of the tests
 	$(PY) -m tests.conformance.report
 
-mutants: $(WITH_PACKAGE)  ## run every seeded mutant against the tests of its clauses, then write docs/conformance.md
-	$(PY) -m tests.conformance.mutants
+mutants: $(WITH_PACKAGE)  ## run every seeded mutant against the tests of its clauses, then write docs/conformance.md (MUTANTS=new: those not run yet)
+	$(PY) -m tests.conformance.mutants $(MUTANTS)
 	$(PY) -m tests.conformance.report
 
 guest: $(WITH_PACKAGE)  ## fetch the kernel that the real guests boot (Debian packages into a cache; no root)

@@ -432,7 +432,7 @@ class Board:
                 self.memory.write(base + 0x100, data)
                 out.append((base + 0x100, len(data), 0))
             if room:
-                out.append((base + 0x100, room, WRITE))
+                out.append((base + 0x100 + len(data), room, WRITE))
             self.memory.write(base + 0x20, b"\xff")
             return [*out, (base + 0x20, 1, WRITE)]
         out, at = [], base

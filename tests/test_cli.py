@@ -177,7 +177,7 @@ def test_html_is_one_page_that_needs_no_network(job: str, capsys: pytest.Capture
         (["run", "job.fio", "--set", "cpu=1"], "no part 'cpu': the parts are app"),
         (["run", "job.fio", "--set", "queue=100"], "queue size 100"),
         (["run", "job.fio", "--set", "kvm.kick=smoke"], "smoke"),
-        (["run", "job.fio", "--thread"], "add --machine live"),
+        (["run", "job.fio", "--thread"], "add --machine live or --machine kvm"),
         (["run", "job.fio", "--machine", "live", "--seed", "1"], "--seed is for the simulator"),
         (["run", "job.fio", "--machine", "cloud"], "invalid choice: 'cloud'"),
         (["run", "job.fio", "--trace", "-1"], "not a whole number"),

@@ -18,7 +18,7 @@ def test_it_lists_the_frames(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ring"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("virtqueue 0, split, 8 entries: ")
-    assert lines[1].split()[:2] == ["0", "171.342"] and any("avail.idx=8" in line for line in lines)
+    assert lines[1].split()[0] == "0" and lines[1].endswith("start") and any("avail.idx=8" in line for line in lines)
 
 
 def test_the_queue_is_chosen_and_a_frame_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .device import EmptyDevice, VirtioBlkDevice
+    from .device import EmptyDevice, VirtioBlkDevice, Zones
     from .disk import ImageFile, Nvme, Ram, VolatileCache
     from .engine import IoUring, Mapped, Simulated, Sync, Threads
     from .errors import (
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .lab.words import words
     from .machine.costs import CostTable
     from .machine.guest_run import recorded
+    from .machine.kvm import KvmMachine
     from .machine.live import LiveMachine
     from .machine.serve import serve
     from .machine.sim import SimMachine
@@ -74,6 +75,9 @@ _WHERE = {
     "IoUring": "engine",
     "ImageFile": "disk",
     "JobError": "errors",
+    "KvmError": "errors",
+    "KvmExit": "errors",
+    "KvmMachine": "machine.kvm",
     "Kvm": "kvm",
     "LinuxGuest": "peer",
     "LiveMachine": "machine.live",
@@ -107,6 +111,7 @@ _WHERE = {
     "VolatileCache": "disk",
     "WAIT": "events",
     "Wait": "events",
+    "Zones": "device",
     "check": "lab.check",
     "compare": "view",
     "doctor": "lab.doctor",

@@ -43,6 +43,7 @@ then:
   vblk run randread.fio                                 simulated
   vblk run randread.fio --set kvm.kick=mmio-exit        another kick
   vblk run randread.fio --machine live --html run.html  for real, with a report
+  vblk run randread.fio --machine kvm                   the doorbell and the interrupt through a real VM
   vblk trace randread.fio --ios 1                       every trace point of one I/O
   vblk ring --queue packed:8 --play                     a virtqueue, frame by frame
   vblk serve disk.img --socket disk.sock                the image as a disk for QEMU
@@ -152,7 +153,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", metavar="JOB.fio", help="a fio job file")
     parser.add_argument("--disk", metavar="IMAGE", help="a raw image file or block device; default: a modelled NVMe drive, all zeroes")
-    parser.add_argument("--machine", choices=("sim", "live"), default="sim", help="simulated (default), or live on this host")
+    parser.add_argument(
+        "--machine", choices=("sim", "live", "kvm"), default="sim", help="simulated (default), live on this host, or live through a real VM"
+    )
     parser.add_argument("--set", metavar="PART=VALUE", action="append", default=[], dest="settings", help="exchange a part, see below")
     parser.add_argument("--seed", metavar="N", type=int, help="sim: another seed (default 1)")
     parser.add_argument("--thread", action="store_true", help="live: the device in a thread instead of a process of its own")
@@ -193,7 +196,7 @@ def _recipe(args: argparse.Namespace) -> Pipeline:
 def _machine(args: argparse.Namespace) -> Any:
     if args.machine == "sim":
         if args.thread:
-            raise ConfigError("--thread is for the live machine", "add --machine live")
+            raise ConfigError("--thread is for the live machines", "add --machine live or --machine kvm")
         from .machine.sim import SimMachine
 
         return SimMachine(1 if args.seed is None else args.seed, trace=4000 if args.trace is None else args.trace)
@@ -201,9 +204,11 @@ def _machine(args: argparse.Namespace) -> Any:
         raise ConfigError(
             "--seed is for the simulator", "leave it out: live times are measured; randseed= in the job chooses other offsets"
         )
+    from .machine.kvm import KvmMachine
     from .machine.live import LiveMachine
 
-    return LiveMachine(device="thread" if args.thread else "process", trace=args.trace != 0)
+    machine = KvmMachine if args.machine == "kvm" else LiveMachine
+    return machine(device="thread" if args.thread else "process", trace=args.trace != 0)
 
 
 # -- vblk run ----------------------------------------------------------------------------------------------------------------

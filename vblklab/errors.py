@@ -12,6 +12,8 @@ __all__ = [
     "GuestError",
     "GuestTimeout",
     "JobError",
+    "KvmError",
+    "KvmExit",
     "NotHere",
     "QueueFull",
     "Stalled",
@@ -90,6 +92,29 @@ class Stalled(VblkError):
 
 class TraceError(VblkError):
     """A recorded trace that cannot be read, or that contradicts itself; names the line or the moment."""
+
+
+class KvmError(VblkError):
+    """An ioctl of KVM failed with ``errno``."""
+
+    def __init__(self, ioctl: str, errno: int, words: str, remedy: str = "") -> None:
+        super().__init__(f"{ioctl} failed with errno {errno} ({words})", remedy or "vb.doctor() says what this machine's KVM can do")
+        self.ioctl = ioctl
+        self.errno = errno
+
+
+class KvmExit(VblkError):
+    """A vCPU stopped for a reason that nobody can serve.
+
+    ``reason`` is the exit's name, ``registers`` are the vCPU's, ``code`` the bytes at rip (none if rip is outside memory).
+    """
+
+    def __init__(self, reason: str, registers: dict[str, int], code: bytes) -> None:
+        text = " ".join(f"{name}={value:#x}" for name, value in registers.items())
+        super().__init__(f"the vCPU stopped: {reason}, {text}, bytes at rip: {code.hex(' ') or 'none'}")
+        self.reason = reason
+        self.registers = registers
+        self.code = code
 
 
 class GuestError(VblkError):

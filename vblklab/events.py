@@ -217,6 +217,7 @@ _D("U5", "kvm", "t", "kvm_set_irq", "gsi level", "KVM's interrupt controller tak
 _D("U5", "kvm", "t", "kvm_msi_set_irq", "address data", "KVM takes a message: a store of data to address")
 _D("U5", "kvm", "t", "kvm_inj_virq", "irq", "the interrupt enters the vCPU (not reported with APICv)")
 _D("U5", "kvm", "f", "guest:epoll_wait", "", "live: the guest's thread was asleep and wakes")
+_D("U5", "kvm", "t", "vcpu:irq_handler_entry", "irq", "the vCPU has taken the interrupt: the first instruction of its handler")
 _D("U6", "driver", "f", "vm_interrupt", "", "the handler runs: InterruptStatus is read and acknowledged", _R + "§4.2.2")
 _D("U6", "driver", "f", "vp_interrupt", "", "virtio-pci's line: the handler reads the ISR status, which lowers it", _R + "§4.1.5.3")
 _D("U6", "driver", "t", "guest:irq_handler_entry", "vector queue", "MSI-X, a vector a queue: its handler runs and reads no register")

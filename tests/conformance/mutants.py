@@ -3,6 +3,7 @@
 A mutant is applied to a copy of the tree, and a pytest of its own runs the tests of its clauses there.  A hang is caught by time.
 
     python -m tests.conformance.mutants               run every mutant, write mutation.json
+    python -m tests.conformance.mutants new           run those that mutation.json does not know, add them to it
     python -m tests.conformance.mutants SPLIT-DEV-015  run those of these clauses (globs), write nothing
 """
 
@@ -168,22 +169,25 @@ def play(chosen: Iterable[Mutant], *, workers: int = 1) -> Iterator[tuple[Mutant
         yield from pool.map(one, chosen)
 
 
-def _main(patterns: list[str]) -> int:
+def _main(asked: list[str]) -> int:
     every = [mutant for part in mutants().values() for mutant in part]
-    chosen = [one for one in every if not patterns or any(fnmatchcase(name, pattern) for name in one.clause for pattern in patterns)]
-    kept, start = {}, time.monotonic()
-    for mutant, outcome, seconds in play(chosen, workers=2):
+    kept = results()["mutants"] if asked == ["new"] else {}
+    kept = {mutant.key: kept[mutant.key] for mutant in every if mutant.key in kept}
+    if asked == ["new"]:
+        chosen = [mutant for mutant in every if mutant.key not in kept]
+    else:
+        chosen = [one for one in every if not asked or any(fnmatchcase(name, pattern) for name in one.clause for pattern in asked)]
+    seconds = 0.0
+    for mutant, outcome, took in play(chosen, workers=2):
         verdict = outcome.how or "SURVIVED"
-        print(f"{seconds:5.1f} s  {' '.join(mutant.clause)}: {verdict}  ({mutant.why})", flush=True)
+        print(f"{took:5.1f} s  {' '.join(mutant.clause)}: {verdict}  ({mutant.why})", flush=True)
         kept[mutant.key] = {"clause": mutant.clause, "caught": outcome.caught, "how": outcome.how}
-    if not patterns:
+        seconds += took
+    if asked in ([], ["new"]):
         commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-        said = {
-            "commit": commit.stdout.strip(),
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
-            "seconds": round(time.monotonic() - start),
-            "mutants": kept,
-        }
+        seconds += results()["seconds"] if asked else 0
+        date = time.strftime("%Y-%m-%d", time.gmtime())
+        said = {"commit": commit.stdout.strip(), "date": date, "seconds": round(seconds), "mutants": kept}
         RESULTS.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     return 0
 

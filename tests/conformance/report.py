@@ -103,7 +103,7 @@ def _mutants() -> Iterator[str]:
     yield "## Mutants"
     yield ""
     if known["commit"]:
-        yield f"Measured at commit `{known['commit']}` on {known['date']}, in {known['seconds'] / 60:.0f} minutes."
+        yield f"Measured at commit `{known['commit']}` on {known['date']}; {known['seconds'] / 60:.0f} minutes of one CPU."
         yield ""
     yield _row("part", "seeded", "caught", "survived", "not run")
     yield _row("---", *["---:"] * 4)

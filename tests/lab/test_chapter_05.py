@@ -37,6 +37,11 @@ def neighbours(table: bytes, head: int) -> Any:
         slot += 1
 
 
+def endless(table: bytes, head: int) -> Any:
+    while True:
+        head += 1
+
+
 def one_too_many(table: bytes, head: int) -> Any:
     parts = chain(table, head)
     return [*parts, (1, 1, False)]
@@ -55,6 +60,7 @@ def test_decode_is_judged() -> None:
         (lambda table, head: [1, 2], "tuples"),
         (lambda table, head: 1 / 0, "ZeroDivisionError"),
         (neighbours, "neighbour"),
+        (endless, "does not come to an end"),
         (one_too_many, "follow `next` of the last"),
     ]
     for decode, words in wrong:

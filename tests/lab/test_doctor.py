@@ -13,6 +13,8 @@ from packaging.requirements import Requirement
 
 import vblklab as vb
 from tests.peers import chromium, why_not
+from vblklab.errors import KvmError
+from vblklab.kvm.ioctl import Ioctl
 from vblklab.lab import doctor
 from vblklab.lab.doctor import Capabilities, Finding, Rung, capabilities
 from vblklab.machine.live import live_missing
@@ -54,11 +56,6 @@ def test_the_live_rung_is_there_where_the_machine_boots(here: Capabilities) -> N
     assert here[2].available == (not live_missing())
 
 
-def test_a_rung_without_a_machine_class_is_never_available(here: Capabilities) -> None:
-    assert not here[4].available
-    assert here[4].line.startswith("this version of vblklab does not use it yet; ")
-
-
 def test_the_recordings_it_names_are_there(here: Capabilities) -> None:
     names = re.findall(r"[\w-]+", here[1].why.partition(":")[2])
     assert here[1].available and names
@@ -85,6 +82,7 @@ def test_programs_are_found_where_the_peers_are(here: Capabilities) -> None:
 
 @pytest.mark.kvm
 def test_a_usable_kvm_is_called_usable(here: Capabilities) -> None:
+    assert here[4].available
     assert "/dev/kvm works (API version 12, kvm" in here[4].why
     assert not here[4].gain
 
@@ -186,15 +184,13 @@ def test_a_file_that_is_no_kvm_makes_no_machine(tmp_path: Path) -> None:
 
 @linux_only
 def test_a_kvm_that_makes_no_machine_does_not_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import fcntl
-
-    def no_machine(_: int, request: int, __: int) -> int:
-        if request == 0xAE00:
+    def no_machine(_: int, request: Ioctl) -> int:
+        if request == Ioctl.GET_API_VERSION:
             return 12
-        raise OSError(errno.ENODEV, "")
+        raise KvmError("KVM_CREATE_VM", errno.ENODEV, "")
 
     (tmp_path / "kvm").touch()
-    monkeypatch.setattr(fcntl, "ioctl", no_machine)
+    monkeypatch.setattr(doctor.kvm_host, "ioctl", no_machine)
     assert "opens, but makes no virtual machine" in doctor._kvm(str(tmp_path / "kvm"), str(tmp_path)).why
 
 
@@ -223,12 +219,10 @@ def test_a_closed_kvm_device_asks_for_the_group(monkeypatch: pytest.MonkeyPatch,
 def test_kvm_is_named_with_its_flavour(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: int, modules: tuple[str, ...], words: str
 ) -> None:
-    import fcntl
-
     for name in modules:
         (tmp_path / name).mkdir()
     (tmp_path / "device").touch()
-    monkeypatch.setattr(fcntl, "ioctl", lambda fd, request, _: version if request == 0xAE00 else os.dup(fd))
+    monkeypatch.setattr(doctor.kvm_host, "ioctl", lambda fd, request: version if request == Ioctl.GET_API_VERSION else os.dup(fd))
     assert words in doctor._kvm(str(tmp_path / "device"), str(tmp_path)).why
 
 

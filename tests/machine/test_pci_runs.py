@@ -138,6 +138,14 @@ def test_what_cannot_be_is_refused_with_the_remedy(machine: Any, call: str, tran
 
 
 @pytest.mark.parametrize(
+    ("call", "transport", "remedy"), [("msi", vb.Mmio(), r"use transport=vb.Pci\(\)"), ("irqfd", vb.Pci(), "SimMachine")]
+)
+def test_the_machine_with_real_exits_has_neither_messages_nor_virtio_pci(call: str, transport: Any, remedy: str) -> None:
+    with pytest.raises(vb.ConfigError, match=remedy):
+        recipe(call=call, transport=transport).boot(vb.KvmMachine())
+
+
+@pytest.mark.parametrize(
     ("transport", "call", "vectors"), [(vb.Pci(), "irqfd", 3), (vb.Pci(vectors=2), "irqfd", 2), (vb.Pci(vectors=1), "intx", 0)]
 )
 def test_the_driver_takes_what_it_gets(transport: Any, call: str, vectors: int) -> None:
@@ -157,10 +165,12 @@ def test_a_part_by_text() -> None:
     assert pipeline.set("kvm.call=irqfd").set("transport=mmio").transport == vb.Mmio()
 
 
-def test_explain_says_why_the_path_is_plain() -> None:
-    vm = recipe().boot(vb.SimMachine())
+def test_the_fused_path_is_taken_and_a_function_of_ones_own_keeps_the_plain_one() -> None:
+    vm = vb.Pipeline(transport=vb.Pci()).boot(vb.SimMachine())
+    assert all(line.startswith("fused") for line in vm.explain())
+    vm.registers.msix.signal = lambda vector: None
     told = vm.explain()
-    assert sum("only virtio-mmio is fused" in line for line in told) == len(told) - 1, "all but the host's interrupt"
+    assert sum("Msix.signal is set on this instance" in line for line in told) == len(told) - 2, "all but the drive's side"
 
 
 @pytest.mark.parametrize("call", ["irqfd", "msi", "intx"])

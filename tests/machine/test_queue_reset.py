@@ -52,7 +52,17 @@ def ended_whole(vm: Any, run: Any) -> None:
     assert all(len(hctx.tags) == len(hctx.requests) for hctx in vm.iostack.queues)
 
 
-@pytest.mark.clause("BASIC-DRV-020", "BASIC-DRV-022", "MMIO-DRV-023", "PCI-DRV-024")
+@pytest.mark.clause(
+    "BASIC-DRV-020",
+    "BASIC-DRV-021",
+    "BASIC-DRV-022",
+    "MMIO-DRV-023",
+    "MMIO-DRV-024",
+    "MMIO-DRV-025",
+    "PCI-DRV-024",
+    "PCI-DRV-025",
+    "PCI-DRV-026",
+)
 @pytest.mark.parametrize("transport", TRANSPORTS, ids=["mmio", "pci"])
 @pytest.mark.parametrize("queue", QUEUES, ids=repr)
 def test_queues_are_reset_and_resized_under_load(queue: Any, transport: Any) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vblklab.spec import SECTOR_BYTES, pci, virtio, virtio_blk, virtio_mmio, virtio_pci, virtio_ring
+from vblklab.spec import SECTOR_BYTES, pci, virtio, virtio_blk, virtio_blk_zoned, virtio_mmio, virtio_pci, virtio_ring
 
 HEADERS = Path("/usr/include/linux")
 NAMES = ("virtio_blk.h", "virtio_config.h", "virtio_ids.h", "virtio_mmio.h", "virtio_ring.h", "virtio_pci.h", "pci_regs.h")
@@ -74,10 +74,18 @@ LINUX_LACKS = {"LIFETIME", "GET_LIFETIME"}
 """Linux' driver does not ask for it, so its header (6.1 and 6.12) has no name for it."""
 
 
+def _in_these_headers(name: str) -> str:
+    """The name, unless these headers are older than zoned disks (Linux 6.3)."""
+    if "ZONE" in name and name not in defines():
+        pytest.skip(f"these headers are older than {name}")
+    return name
+
+
 @pytest.mark.parametrize("feature", virtio_blk.BlkFeature, ids=lambda feature: feature.name)
 def test_a_block_feature_is_the_kernels(feature: virtio_blk.BlkFeature) -> None:
     if feature.name in LINUX_LACKS:
         pytest.skip(f"Linux has no name for {feature.name}")
+    _in_these_headers(f"VIRTIO_BLK_F_{feature.name}")
     assert feature == bit(f"VIRTIO_BLK_F_{feature.name}")
 
 
@@ -85,12 +93,22 @@ def test_a_block_feature_is_the_kernels(feature: virtio_blk.BlkFeature) -> None:
 def test_a_request_type_is_the_kernels(kind: virtio_blk.ReqType) -> None:
     if kind.name in LINUX_LACKS:
         pytest.skip(f"Linux has no name for {kind.name}")
-    assert kind == defines()[f"VIRTIO_BLK_T_{kind.name}"]
+    assert kind == defines()[_in_these_headers(f"VIRTIO_BLK_T_{kind.name}")]
 
 
 @pytest.mark.parametrize("status", virtio_blk.BlkStatus, ids=lambda status: status.name)
 def test_a_status_byte_is_the_kernels(status: virtio_blk.BlkStatus) -> None:
-    assert status == defines()[f"VIRTIO_BLK_S_{status.name}"]
+    assert status == defines()[_in_these_headers(f"VIRTIO_BLK_S_{status.name}")]
+
+
+ZONED = {"ZoneModel": "Z", "ZoneType": "ZT", "ZoneState": "ZS"}
+
+
+@pytest.mark.parametrize("name", ZONED)
+def test_the_zone_numbers_are_the_kernels(name: str) -> None:
+    _in_these_headers("VIRTIO_BLK_F_ZONED")
+    for member in getattr(virtio_blk_zoned, name):
+        assert member == defines()[f"VIRTIO_BLK_{ZONED[name]}_{member.name}"]
 
 
 def test_the_constants_of_a_request_are_the_kernels() -> None:
@@ -245,6 +263,11 @@ CONFIG = {
     "max_secure_erase_seg": ("max_secure_erase_seg", 4),
     "secure_erase_sector_alignment": ("secure_erase_sector_alignment", 4),
 }
+ZONED_CONFIG = ("zone_sectors", "max_open_zones", "max_active_zones", "max_append_sectors", "write_granularity", "model")
+ZONED_STRUCTS = {
+    "struct virtio_blk_zone_descriptor": ("z_cap", "z_start", "z_wp", "z_type", "z_state"),
+    "struct virtio_blk_zone_report": ("nr_zones",),
+}
 STRUCTS = {
     "struct vring_desc": ("addr", "len", "flags", "next"),
     "struct vring_used_elem": ("id", "len"),
@@ -263,11 +286,14 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, int
     members += [("struct virtio_pci_common_cfg", member) for member in COMMON.values()]
     members += [("struct virtio_pci_notify_cap", "notify_off_multiplier"), ("struct virtio_pci_cfg_cap", "pci_cfg_data")]
     members += [("struct virtio_blk_config", member) for member, _ in CONFIG.values()]
+    zoned = ZONED_STRUCTS if "VIRTIO_BLK_F_ZONED" in defines() else {}
+    members += [(struct, member) for struct, names in zoned.items() for member in names]
+    members += [("struct virtio_blk_config", f"zoned.{member}") for member in ZONED_CONFIG if zoned]
     lines = [f'#include "{HEADERS / name}"' for name in NAMES] + ["#include <stdio.h>", "#include <stddef.h>", "int main(void) {"]
     for struct, member in members:
         lines.append(f'printf("{struct}.{member} %zu %zu\\n", offsetof({struct}, {member}), sizeof((({struct} *)0)->{member}));')
     sized = ["struct virtio_blk_config", *(f"struct virtio_pci_{name}" for name in ("cap", "notify_cap", "cfg_cap"))]
-    for struct in [*STRUCTS, *sized]:
+    for struct in [*STRUCTS, *zoned, *sized]:
         lines.append(f'printf("{struct} 0 %zu\\n", sizeof({struct}));')
     lines += [
         "static char memory[65536] __attribute__((aligned(4096))); struct vring r; vring_init(&r, 256, memory, 4096);",
@@ -294,14 +320,19 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, int
         (virtio_ring.USED_ELEM, "struct vring_used_elem"),
         (virtio_blk.REQ_HEADER, "struct virtio_blk_outhdr"),
         (virtio_blk.DISCARD_SEG, "struct virtio_blk_discard_write_zeroes"),
+        (virtio_blk_zoned.ZONE_DESC, "struct virtio_blk_zone_descriptor"),
+        (virtio_blk_zoned.ZONE_REPORT, "struct virtio_blk_zone_report"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_structure_has_the_compilers_offsets(layout: dict[str, tuple[int, int]], ours: object, struct: str) -> None:
+    names = (STRUCTS | ZONED_STRUCTS)[struct]
+    if struct in ZONED_STRUCTS:
+        _in_these_headers("VIRTIO_BLK_F_ZONED")
     assert ours.size == layout[struct][1]  # type: ignore[attr-defined]
-    for position, member in enumerate(STRUCTS[struct]):
+    for position, member in enumerate(names):
         offset, size = layout[f"{struct}.{member}"]
-        values = [0] * len(STRUCTS[struct])
+        values = [0] * len(names)
         values[position] = 1 << (8 * size - 1) | 1  # the lowest and the highest bit of this member
         expected = bytearray(ours.size)  # type: ignore[attr-defined]
         expected[offset : offset + size] = values[position].to_bytes(size, "little")
@@ -315,12 +346,21 @@ def test_the_packed_sizes_are_the_structures_own() -> None:
 
 
 def test_the_configuration_space_has_the_compilers_offsets(layout: dict[str, tuple[int, int]]) -> None:
-    assert set(CONFIG) == set(virtio_blk.CONFIG_OFFSETS)
+    assert {*CONFIG, *ZONED_CONFIG} == set(virtio_blk.CONFIG_OFFSETS)
     for name, (member, size) in CONFIG.items():
         assert layout[f"struct virtio_blk_config.{member}"] == (virtio_blk.CONFIG_OFFSETS[name], size), name
     last, (member, size) = list(CONFIG.items())[-1]
     assert virtio_blk.CONFIG_OFFSETS[last] + size <= virtio_blk.CONFIG_BYTES_SECURE_ERASE <= layout["struct virtio_blk_config"][1]
     assert layout["struct virtio_blk_config.max_secure_erase_sectors"][0] == virtio_blk.CONFIG_BYTES
+
+
+def test_the_zoned_configuration_has_the_compilers_offsets(layout: dict[str, tuple[int, int]]) -> None:
+    _in_these_headers("VIRTIO_BLK_F_ZONED")
+    for name in ZONED_CONFIG:
+        size = 1 if name == "model" else 4
+        assert layout[f"struct virtio_blk_config.zoned.{name}"] == (virtio_blk.CONFIG_OFFSETS[name], size), name
+    assert layout["struct virtio_blk_config"][1] == virtio_blk.CONFIG_BYTES_ZONED
+    assert layout["struct virtio_blk_config.zoned.zone_sectors"][0] == virtio_blk.CONFIG_BYTES_SECURE_ERASE
 
 
 def test_the_structures_of_virtio_pci_have_the_compilers_offsets(layout: dict[str, tuple[int, int]]) -> None:

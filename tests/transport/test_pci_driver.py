@@ -385,7 +385,7 @@ def test_a_queue_can_be_set_up_by_itself_with_the_vector_it_had() -> None:
 # -- notifications -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.clause("PCI-DRV-043", "PCI-DRV-045", "PCI-DRV-047")
+@pytest.mark.clause("BASIC-DRV-059", "PCI-DRV-043", "PCI-DRV-045", "PCI-DRV-047")
 @pytest.mark.parametrize("config_data", [False, True])
 def test_a_kick_stores_16_bits_to_the_queues_own_address(config_data: bool) -> None:
     guest = Guest(notif_config_data=config_data).probe()

@@ -5,5 +5,6 @@ from .engine_api import Engine, IoOp
 from .request import BlkRequest
 from .steps import Step
 from .virtio_blk import VirtioBlkDevice
+from .zones import Zone, Zones
 
-__all__ = ["BlkRequest", "EmptyDevice", "Engine", "IoOp", "Step", "VirtioBlkDevice"]
+__all__ = ["BlkRequest", "EmptyDevice", "Engine", "IoOp", "Step", "VirtioBlkDevice", "Zone", "Zones"]

@@ -9,12 +9,15 @@ from ..spec.virtio import DEVICE_ID_BLOCK, Feature
 from ..spec.virtio_blk import (
     CONFIG_BYTES,
     CONFIG_BYTES_SECURE_ERASE,
+    CONFIG_BYTES_ZONED,
     CONFIG_OFFSETS,
     ID_BYTES,
     LIFETIME_EST_MAX,
     PRE_EOL_MAX,
     BlkFeature,
 )
+from ..spec.virtio_blk_zoned import ZoneModel
+from .zones import Zones
 
 __all__ = ["BlkConfig"]
 
@@ -52,6 +55,7 @@ class BlkConfig:
         min_io_size: int = 0,
         opt_io_size: int = 0,
         lifetime: tuple[int, int, int] | None = None,
+        zones: Zones | None = None,
     ) -> None:
         if queues is not None and not 1 <= queues <= 1024:
             raise ConfigError(f"device queues={queues}", "use 1 to 1024")
@@ -71,6 +75,8 @@ class BlkConfig:
         if lifetime is not None and not _is_lifetime(lifetime):
             what = f"(pre_eol_info 0 to {PRE_EOL_MAX}, typ_a 0 to {LIFETIME_EST_MAX}, typ_b 0 to {LIFETIME_EST_MAX})"
             raise ConfigError(f"device lifetime={lifetime!r}", f"give {what}, or None")
+        if zones is not None:
+            _check_zones(zones, block_size, seg_max * size_max >> 9)
         if len(serial.encode()) > ID_BYTES:
             raise ConfigError(f"device serial={serial!r}", f"at most {ID_BYTES} bytes")
         self.num_queues = queues or 0
@@ -81,7 +87,7 @@ class BlkConfig:
         self.seg_max = seg_max
         self.size_max = size_max
         self.write_cache = write_cache
-        self.discard = discard
+        self.discard = discard and not (zones is not None and zones.model is ZoneModel.HM)
         self.max_discard_sectors = max_discard_sectors
         self.event_idx = event_idx
         self.indirect = indirect
@@ -90,11 +96,12 @@ class BlkConfig:
         self.ring_reset = ring_reset
         self.max_discard_seg = max_discard_seg
         self.secure_erase = secure_erase
-        self.physical_block_size = physical_block_size or block_size
+        self.physical_block_size = physical_block_size
         self.alignment_offset = alignment_offset
         self.min_io_size = min_io_size
         self.opt_io_size = opt_io_size
         self.lifetime = lifetime
+        self.zones = zones
 
     def __repr__(self) -> str:
         plain = BlkConfig().__dict__
@@ -128,16 +135,20 @@ class BlkConfig:
                 bits |= BlkFeature.SECURE_ERASE
         if self.lifetime is not None:
             bits |= BlkFeature.LIFETIME
+        if self.zones is not None:
+            bits |= BlkFeature.ZONED
         return int(bits)
 
     def accepts(self, features: int) -> bool:
         """Whether this subset of the offered features works; False makes FEATURES_OK read back as 0."""
+        if self.zones is not None and self.zones.model is ZoneModel.HM and not features & BlkFeature.ZONED:
+            return False  # who takes it for an ordinary disk cannot write to it: §5.2.5.2
         return not (features & BlkFeature.CONFIG_WCE and not features & BlkFeature.FLUSH)
 
     def read_config(self) -> bytes:
         """The configuration space, §5.2.4."""
         erases = self.secure_erase and not self.read_only
-        data = bytearray(CONFIG_BYTES_SECURE_ERASE)
+        data = bytearray(CONFIG_BYTES_ZONED)
 
         def put(name: str, code: str, value: int) -> None:
             struct.pack_into("<" + code, data, CONFIG_OFFSETS[name], value)
@@ -146,7 +157,7 @@ class BlkConfig:
         put("size_max", "I", self.size_max)
         put("seg_max", "I", self.seg_max)
         put("blk_size", "I", self.block_size)
-        put("physical_block_exp", "B", (self.physical_block_size // self.block_size).bit_length() - 1)
+        put("physical_block_exp", "B", ((self.physical_block_size or self.block_size) // self.block_size).bit_length() - 1)
         put("alignment_offset", "B", self.alignment_offset // self.block_size)
         put("min_io_size", "H", self.min_io_size // self.block_size)
         put("opt_io_size", "I", self.opt_io_size // self.block_size)
@@ -162,8 +173,14 @@ class BlkConfig:
         if erases:
             put("max_secure_erase_sectors", "I", self.max_discard_sectors)
             put("max_secure_erase_seg", "I", self.max_discard_seg)
-            put("secure_erase_sector_alignment", "I", self.block_size >> 9)
-        return bytes(data if erases else data[:CONFIG_BYTES])
+            put("secure_erase_sector_alignment", "I", self.zones.zone_sectors if self.zones else self.block_size >> 9)
+        if self.zones is not None:
+            if self.zones.model and not (self.driver_features and not self.driver_features & BlkFeature.ZONED):
+                for name in ("zone_sectors", "max_open_zones", "max_active_zones", "max_append_sectors", "write_granularity"):
+                    put(name, "I", getattr(self.zones, name))
+                put("model", "B", self.zones.model)
+            return bytes(data)
+        return bytes(data[: CONFIG_BYTES_SECURE_ERASE if erases else CONFIG_BYTES])
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Only ``writeback`` can be written, and only with CONFIG_WCE negotiated (§5.2.5)."""
@@ -178,6 +195,16 @@ def _check_topology(block: int, physical: int | None, offset: int, least: int, b
     for name, value, most in (("alignment_offset", offset, 0xFF), ("min_io_size", least, 0xFFFF), ("opt_io_size", best, 0xFFFFFFFF)):
         if value < 0 or value % block or value // block > most:
             raise ConfigError(f"device {name}={value}", f"use a multiple of block_size ({block}) of at most {most:,} blocks")
+
+
+def _check_zones(zones: Zones, block: int, most: int) -> None:
+    """ConfigError unless these zones fit a device with such blocks, whose requests hold ``most`` sectors (0: as many as they like)."""
+    if zones.write_granularity < block:
+        raise ConfigError(f"zones write_granularity={zones.write_granularity}", f"use block_size ({block}) or more")
+    if most and zones.max_append_sectors > most:
+        raise ConfigError(
+            f"zones max_append_sectors={zones.max_append_sectors}", f"seg_max * size_max is {most} sectors: give at most that"
+        )
 
 
 def _is_lifetime(value: object) -> bool:

@@ -9,7 +9,7 @@ from ..spec.virtio_blk import DISCARD_SEG, DISCARD_SEG_BYTES, REQ_HEADER, REQ_HE
 __all__ = ["BlkRequest", "parse"]
 
 _unpack_header = REQ_HEADER.unpack
-_READS = frozenset(int(kind) for kind in (ReqType.IN, ReqType.GET_ID, ReqType.GET_LIFETIME))
+_READS = frozenset(int(kind) for kind in (ReqType.IN, ReqType.GET_ID, ReqType.GET_LIFETIME, ReqType.ZONE_REPORT))
 _RANGED = frozenset(int(kind) for kind in (ReqType.DISCARD, ReqType.WRITE_ZEROES, ReqType.SECURE_ERASE))
 _RANGES_BYTES = 256 * DISCARD_SEG_BYTES  # more than any device here takes: nothing the driver says sizes a list
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, ClassVar
 
-from ..errors import VirtioError
+from ..errors import ConfigError, VirtioError
 from ..events import WAIT, Wait
 from ..iostack import Op
 from ..ring import Chain, SplitDevice
@@ -21,6 +21,8 @@ from .config import BlkConfig
 from .engine_api import Engine, IoOp
 from .request import BlkRequest, parse
 from .steps import STEPS, Step, originals, overridden
+from .zoned import PLAIN_KINDS, check_zoned, submit_zoned
+from .zones import Zones
 
 __all__ = ["VirtioBlkDevice"]
 
@@ -29,7 +31,7 @@ Steps = Generator[Any, int, Any]
 _IN, _OUT, _GET_ID, _TYPE_FLUSH = int(ReqType.IN), int(ReqType.OUT), int(ReqType.GET_ID), int(ReqType.FLUSH)
 _GET_LIFETIME = int(ReqType.GET_LIFETIME)
 _READ, _WRITE, _FLUSH, _WRITE_ZEROES, _DISCARD = int(Op.READ), int(Op.WRITE), int(Op.FLUSH), int(Op.WRITE_ZEROES), int(Op.DISCARD)
-_IOERR, _UNSUPP = int(BlkStatus.IOERR), int(BlkStatus.UNSUPP)
+_IOERR = int(BlkStatus.IOERR)
 _OP_OF = {
     int(ReqType.DISCARD): _DISCARD,
     int(ReqType.WRITE_ZEROES): _WRITE_ZEROES,
@@ -55,6 +57,7 @@ class VirtioBlkDevice(BlkConfig):
 
     STEPS: ClassVar[tuple[Step, ...]] = STEPS
     on_exception: Callable[[BaseException], None] | None = None
+    zoned: Zones | None = None
 
     # -- wiring, called by the machine -----------------------------------------------------------------------------------
 
@@ -66,6 +69,10 @@ class VirtioBlkDevice(BlkConfig):
         self.capacity_sectors = capacity_sectors
         self.read_only = self.read_only or read_only
         self.chain_max = self.seg_max + 2
+        self.zoned = self.zones if self.zones is not None and self.zones.model else None
+        if self.zoned is not None:
+            self.zoned.attach(capacity_sectors)
+            self.chain_max += 1  # append_sector
         self._notify = notify
         self._wake = wake
         self.queues: dict[int, SplitDevice] = {}
@@ -142,8 +149,14 @@ class VirtioBlkDevice(BlkConfig):
         self._kicked.add(queue)
         self._wake()
 
+    def check_resize(self) -> None:
+        """ConfigError if the disk cannot have another size."""
+        if self.zoned is not None:
+            raise ConfigError("a zoned disk with another size", "its zones lie over the size it has: boot a new machine")
+
     def resize(self, capacity_sectors: int) -> None:
         """The image has another size now; tell the driver (§5.2.4, configuration change)."""
+        self.check_resize()
         self.capacity_sectors = capacity_sectors
         if self._path is not None:
             self._path.forget()
@@ -157,6 +170,8 @@ class VirtioBlkDevice(BlkConfig):
         """
         self._path = None
         self._plain = overridden(self, WRITTEN, "device")
+        if self.zoned is not None:
+            self._plain.append("a zoned disk: its zones are asked about every request")
         drain = self.engine.drain(fast)
         if isinstance(drain, str):
             self._plain.append(drain)
@@ -347,12 +362,14 @@ class VirtioBlkDevice(BlkConfig):
             return _IOERR if kind == _OUT and self.read_only else 0
         if kind == _TYPE_FLUSH or kind == _GET_ID or (kind == _GET_LIFETIME and self.lifetime is not None):
             return 0
-        return check_ranges(self, request) if kind in _OP_OF else _UNSUPP
+        return check_ranges(self, request) if kind in _OP_OF else check_zoned(self, request)
 
     def submit(self, request: BlkRequest) -> Steps:
         """Hand the request to the engine, or end it if it needs none: ``virtio_blk_handle_request()`` behind its checks."""
         kind = request.type
-        if kind == _IN:
+        if self.zoned is not None and kind not in PLAIN_KINDS:
+            yield from submit_zoned(self, self.zoned, request)
+        elif kind == _IN:
             self.operate(request, _READ, request.sector << 9, request.length, request.data)
         elif kind == _OUT:
             self.operate(request, _WRITE, request.sector << 9, request.length, request.data)
@@ -361,9 +378,7 @@ class VirtioBlkDevice(BlkConfig):
         elif kind == _GET_ID or kind == _GET_LIFETIME:
             yield from self.end(request, answer(self, request))
         else:
-            op = _OP_OF[kind]
-            for sector, sectors, flags in request.ranges:
-                self.operate(request, op, sector << 9, sectors << 9, [], bool(flags & WRITE_ZEROES_UNMAP) or op == _DISCARD)
+            self.operate_ranges(request)
 
     def complete(self, request: BlkRequest, status: int) -> Steps:
         """The status byte first, then the used element, still unpublished: ``virtio_blk_req_complete()``, §5.2.6."""
@@ -460,6 +475,12 @@ class VirtioBlkDevice(BlkConfig):
         engine = self.engine
         engine.submit(IoOp(op, offset, length, views, request.key, request, self.epoch, engine.end_io, unmap))
 
+    def operate_ranges(self, request: BlkRequest) -> None:
+        """One engine operation for each range of a DISCARD, WRITE_ZEROES or SECURE_ERASE."""
+        op = _OP_OF[request.type]
+        for sector, sectors, flags in request.ranges:
+            self.operate(request, op, sector << 9, sectors << 9, [], bool(flags & WRITE_ZEROES_UNMAP) or op == _DISCARD)
+
     def end(self, request: BlkRequest, status: int) -> Steps:
         """End a request that has nothing in the engine: complete and push."""
         yield from self._complete(request, status)
@@ -498,8 +519,10 @@ class VirtioBlkDevice(BlkConfig):
             if op.status:
                 request.status = _IOERR
                 request.error = -op.status
+                request.written = 0
             elif op.op == _READ:
-                request.written = request.length
+                if not request.status:
+                    request.written = request.length
             elif not self.writeback and (op.op == _WRITE or op.op == _WRITE_ZEROES):
                 self.operate(request, _FLUSH, 0, 0, [])  # write-through: stable before it is acknowledged
             if request.left:

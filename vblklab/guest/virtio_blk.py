@@ -28,7 +28,9 @@ from ..spec.virtio_blk import (
     BlkStatus,
     ReqType,
 )
+from ..spec.virtio_blk_zoned import APPEND_SECTOR, ZoneModel
 from ..transport import Transport
+from .zoned import ZonedDisk, probe_zoned
 
 __all__ = ["VirtioBlkDriver"]
 
@@ -41,16 +43,28 @@ _TYPE = {
     Op.DISCARD: ReqType.DISCARD,
     Op.WRITE_ZEROES: ReqType.WRITE_ZEROES,
     Op.SECURE_ERASE: ReqType.SECURE_ERASE,
+    Op.ZONE_OPEN: ReqType.ZONE_OPEN,
+    Op.ZONE_CLOSE: ReqType.ZONE_CLOSE,
+    Op.ZONE_FINISH: ReqType.ZONE_FINISH,
+    Op.ZONE_APPEND: ReqType.ZONE_APPEND,
+    Op.ZONE_RESET: ReqType.ZONE_RESET,
+    Op.ZONE_RESET_ALL: ReqType.ZONE_RESET_ALL,
     Op.DRV_IN: ReqType.GET_ID,  # unless the bio's token says which
 }
-_ERRNO = {BlkStatus.OK: 0, BlkStatus.UNSUPP: errno.EOPNOTSUPP}
+_ERRNO = {
+    BlkStatus.OK: 0,
+    BlkStatus.UNSUPP: errno.EOPNOTSUPP,
+    BlkStatus.ZONE_OPEN_RESOURCE: errno.ETOOMANYREFS,
+    BlkStatus.ZONE_ACTIVE_RESOURCE: errno.EOVERFLOW,
+}
 _STATUS_UNWRITTEN = 0xFF
 _OWN_IO = 0xFFFF << 32  # the trace's number for I/O that no job asked for
 _LOOK_NS = 20_000
 _pack_header = REQ_HEADER.pack_into
 # Plain ints: enum arithmetic is slow in CPython and these run for every request.
 _READ, _WRITE, _DISCARD, _WRITE_ZEROES, _DRV_IN = (int(op) for op in (Op.READ, Op.WRITE, Op.DISCARD, Op.WRITE_ZEROES, Op.DRV_IN))
-_SECURE_ERASE = int(Op.SECURE_ERASE)
+_SECURE_ERASE, _ZONE_OPEN, _ZONE_APPEND = int(Op.SECURE_ERASE), int(Op.ZONE_OPEN), int(Op.ZONE_APPEND)
+_ZONE_REPORT = int(ReqType.ZONE_REPORT)
 _TYPE_OF = {int(op): int(kind) for op, kind in _TYPE.items()}
 _ERRNO_OF = {int(status): error for status, error in _ERRNO.items()}
 
@@ -80,6 +94,7 @@ class VirtioBlkDriver:
         | BlkFeature.WRITE_ZEROES
         | BlkFeature.SECURE_ERASE
         | BlkFeature.LIFETIME
+        | BlkFeature.ZONED
     )
 
     def __init__(self, *, features: int | None = None, poll: bool = False, queues: int | None = None) -> None:
@@ -109,6 +124,7 @@ class VirtioBlkDriver:
         self.capacity_sectors = 0
         self.capacity_changes = 0
         self.limits = Limits()
+        self.zoned: ZonedDisk | None = None
         self.failed: VirtioError | None = None
         self._restarts = 0
         self.kicks = self.kick_decisions = self.interrupts = self.polls = 0
@@ -137,6 +153,8 @@ class VirtioBlkDriver:
                 if not offered & Feature.RING_PACKED:
                     raise VirtioError("the recipe's queue is packed, and the device does not offer RING_PACKED", "2.8")
                 self.features |= Feature.RING_PACKED
+            if (yield from self._field("model", 1, BlkFeature.ZONED)) == ZoneModel.HM:
+                self.features &= ~int(BlkFeature.DISCARD)  # §5.2.5.1
             yield from transport.accept_features(self.features)
             yield from self._read_config()
             yield from self._find_queues()
@@ -175,6 +193,7 @@ class VirtioBlkDriver:
             read_only=bool(has & BlkFeature.RO),
             flush=bool(has & BlkFeature.FLUSH),
         )
+        self.zoned, self.limits = yield from probe_zoned(self, self.limits)
         if self.num_queues < 1:
             raise VirtioError(f"num_queues {self.num_queues}", "5.2.4")
         if self.max_queues is not None:
@@ -197,10 +216,12 @@ class VirtioBlkDriver:
             self._most[number] = most  # virtio-pci tells it until the queue is set up
             sizes.append(min(self.queue_size, most))
         least = min(sizes)
-        if least < 3:  # a chain is never longer than its queue, in a table or not: §2.7.5.3.1
-            raise ConfigError(f"a queue of {least} entries", "a request needs 3 descriptors")
-        self.limits = replace(self.limits, max_segments=min(self.limits.max_segments, least - 2))
-        indirect = self.limits.max_segments + 2 if self.features & Feature.INDIRECT_DESC else 0
+        # a chain is never longer than its queue, in a table or not: §2.7.5.3.1
+        around = 2 if self.zoned is None else 3  # header and status; append_sector
+        if least <= around:
+            raise ConfigError(f"a queue of {least} entries", f"a request needs {around + 1} descriptors")
+        self.limits = replace(self.limits, max_segments=min(self.limits.max_segments, least - around))
+        indirect = self.limits.max_segments + around if self.features & Feature.INDIRECT_DESC else 0
         event_idx, in_order = bool(self.features & Feature.EVENT_IDX), bool(self.features & Feature.IN_ORDER)
         for number, size in enumerate(sizes):
             old = None if first else self.queues[number]
@@ -259,11 +280,14 @@ class VirtioBlkDriver:
             _pack_header(memory, header - base, 0, 0, rq.sector)
             return head, rq.segments + tail
         kind = _TYPE_OF[op] if op != _DRV_IN else rq.bios[0].token or _TYPE_OF[op]
-        _pack_header(memory, header - base, kind, 0, rq.sector if op == _WRITE else 0)
+        named = op == _WRITE or _ZONE_OPEN <= op < _DRV_IN or kind == _ZONE_REPORT
+        _pack_header(memory, header - base, kind, 0, rq.sector if named else 0)
         if op == _WRITE:
             return head + rq.segments, tail
         if op == _DRV_IN:
             return head, rq.segments + tail
+        if op == _ZONE_APPEND:
+            return head + rq.segments, [(header + REQ_HEADER_BYTES, APPEND_SECTOR.size), *tail]
         if op == _DISCARD or op == _WRITE_ZEROES or op == _SECURE_ERASE:
             flags = WRITE_ZEROES_UNMAP if op == _WRITE_ZEROES else 0
             DISCARD_SEG.pack_into(memory, header - base + REQ_HEADER_BYTES, rq.sector, rq.length >> 9, flags)
@@ -339,6 +363,9 @@ class VirtioBlkDriver:
             status = memory[rq.pdu[1] - base]
             if not status and rq.op == _READ and got[1] < rq.length:
                 status = _STATUS_UNWRITTEN  # nothing is known of the data behind the used length: §2.7.8.2
+            if _ZONE_OPEN <= rq.op < _DRV_IN:
+                at = rq.pdu[0] - base + REQ_HEADER_BYTES
+                rq.bios[0].token = status, APPEND_SECTOR.unpack_from(memory, at)[0]
             yield ("virtqueue_get_buf", rq.key)
             yield from complete(rq, _ERRNO_OF.get(status, errno.EIO) if status else 0)
 
@@ -459,14 +486,20 @@ class VirtioBlkDriver:
     def _ask(self, kind: int, length: int) -> Generator[Any, int, bytes]:
         """One request that reads ``length`` bytes about the device, waited for by looking every 20 µs."""
         gpa = self.pages.alloc(length, 16)
+        bio = yield from self.execute(_DRV_IN, 0, [(gpa, length)], kind)
+        if bio.status:
+            raise OSError(bio.status, f"the device refuses {ReqType(kind).name}: {errno.errorcode[bio.status]}")
+        return bytes(self.memory.read(gpa, length))
+
+    def execute(self, op: int, sector: int, segments: list[Segment], token: Any = None) -> Generator[Any, int, Bio]:
+        """One request of the driver's own and its end, waited for by looking every 20 µs: ``blk_execute_rq()``."""
         ended: list[Bio] = []
-        yield from self.iostack.submit_bio(Bio(_DRV_IN, 0, length, [(gpa, length)], _OWN_IO, 0, ended.append, kind), None, lambda: None)
+        length = sum(size for _, size in segments)
+        yield from self.iostack.submit_bio(Bio(op, sector, length, segments, _OWN_IO, 0, ended.append, token), None, lambda: None)
         while not ended:
             now = yield ("virtblk_poll", 0)
             yield Wait(now + _LOOK_NS)
-        if ended[0].status:
-            raise OSError(ended[0].status, f"the device refuses {ReqType(kind).name}: {errno.errorcode[ended[0].status]}")
-        return bytes(self.memory.read(gpa, length))
+        return ended[0]
 
     def set_write_cache(self, writeback: bool) -> Steps:
         """Switch the device's cache mode through ``writeback`` in configuration space (§5.2.5.1, CONFIG_WCE)."""

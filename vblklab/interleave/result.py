@@ -158,5 +158,5 @@ class Schedules:
             f'<td style="text-align:left">{html.escape(step.said)}</td></tr>'
             for step in self.schedule
         )
-        table = f"<table><tr><th></th><th>who</th><th>what</th></tr>{rows}</table>" if rows else ""
+        table = f'<table><tr><th></th><th>who</th><th style="text-align:left">what</th></tr>{rows}</table>' if rows else ""
         return f"<p>{html.escape(self.verdict)}</p>{table}"

@@ -30,6 +30,12 @@ class Op(IntEnum):
     DISCARD = 3  # REQ_OP_DISCARD
     SECURE_ERASE = 5  # REQ_OP_SECURE_ERASE
     WRITE_ZEROES = 9  # REQ_OP_WRITE_ZEROES
+    ZONE_OPEN = 10  # REQ_OP_ZONE_OPEN
+    ZONE_CLOSE = 11  # REQ_OP_ZONE_CLOSE
+    ZONE_FINISH = 12  # REQ_OP_ZONE_FINISH
+    ZONE_APPEND = 13  # REQ_OP_ZONE_APPEND
+    ZONE_RESET = 15  # REQ_OP_ZONE_RESET
+    ZONE_RESET_ALL = 17  # REQ_OP_ZONE_RESET_ALL
     DRV_IN = 34  # REQ_OP_DRV_IN: a driver's own request that reads; the bio's token is its type
 
 
@@ -54,6 +60,7 @@ class Limits:
     alignment_offset: int = 0
     io_min: int = 0
     io_opt: int = 0
+    chunk_sectors: int = 0  # no request reaches over a multiple of this: a zone; 0 for no such edges
 
     def most_sectors(self, op: int) -> int:
         """The most sectors that one request of a kind without data may name, 0 for no limit."""
@@ -188,7 +195,8 @@ class IOStack:
         tags = min(tags, self.nr_requests or tags)
         self.queues = [_HwQueue(number, tags) for number in range(queues)]
         self.counts = {"backmerges": 0, "frontmerges": 0, "splits": 0, "requeues": 0}
-        self._cut_always = limits.max_segment_bytes < 0xFFFFFFFF
+        self._chunk = limits.chunk_sectors
+        self._cut_always = limits.max_segment_bytes < 0xFFFFFFFF or self._chunk > 0
         self._e_merged = {side + f"block_bio_{end}merge": side + f"bio_to_{end}merge" for end in ("back", "front")}
         self._e_plain, self._e_done = side + "bio_to_request", side + "request_done"
         self._e_queue, self._e_split, self._e_getrq = side + "block_bio_queue", side + "block_split", side + "block_getrq"
@@ -233,7 +241,7 @@ class IOStack:
         yield from self._submit_part(bio, bio.sector, length, segments, plug, waker)
 
     def _submit_split(self, bio: Bio, plug: Plug | None, waker: Callable[[], None]) -> Steps:
-        """Cut a bio by max_sectors, max_segments and max_segment_bytes: ``bio_split_rw()``.  Cuts fall on logical blocks."""
+        """Cut a bio by max_sectors, chunk_sectors, max_segments and max_segment_bytes: ``bio_split_rw()``.  Cuts fall on logical blocks."""
         parts = self._cut_segments(bio)
         bio.remaining = len(parts)
         sector = bio.sector
@@ -250,11 +258,13 @@ class IOStack:
         sizes = [len(view) for view in bio.segments] if self._views else [size for _, size in bio.segments]
         parts: list[tuple[int, list[Segment]]] = []
         at = skip = 0  # the segment that the next request begins in, and how far inside
+        sector = bio.sector
         while at < len(sizes):
             pieces: list[tuple[int, int, int]] = []
             length = 0
+            most = min(self._max_bytes, (self._chunk - sector % self._chunk) << 9) if self._chunk else self._max_bytes
             while at < len(sizes) and len(pieces) < self._max_segments:
-                take = min(sizes[at] - skip, self._max_segment_bytes, self._max_bytes - length)
+                take = min(sizes[at] - skip, self._max_segment_bytes, most - length)
                 if not take:
                     break
                 pieces.append((at, skip, take))
@@ -275,6 +285,7 @@ class IOStack:
                     f"{self._max_segments} segments do not hold one block of {block} bytes", "raise max_segments or use larger segments"
                 )
             parts.append((length, [cut(bio.segments[number], start, size) for number, start, size in pieces]))
+            sector += length >> 9
         return parts
 
     def _submit_ranges(self, bio: Bio, limit: int, plug: Plug | None, waker: Callable[[], None]) -> Steps:
@@ -326,6 +337,8 @@ class IOStack:
             if rq.op != bio.op or rq.queue != bio.queue or rq.length + length > self._max_bytes:
                 continue
             if len(rq.segments) + len(segments) > self._max_segments:
+                continue
+            if self._chunk and rq.sector // self._chunk != sector // self._chunk:
                 continue
             if rq.sector + (rq.length >> 9) == sector:
                 rq.segments = rq.segments + segments

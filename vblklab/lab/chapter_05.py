@@ -13,6 +13,7 @@ from ..ring.split import need_event
 from ..spec.virtio_ring import DESC, DESC_BYTES, PACKED_AVAIL, PACKED_USED, DescFlag
 from ..trace.film import Film
 from .answers import a_run, number, one_of
+from .careful import call
 from .check import Verdict, Wrong, prediction, question, right, wrong
 
 _COUNT = one_of(more="up higher", fewer="less down lower", same="equal unchanged")
@@ -21,14 +22,14 @@ _Part = tuple[int, int, bool]
 
 
 def _tried(function: Any, *arguments: Any) -> Any:
-    """What the learner's function returns; Wrong says what it raised, or that it still returns nothing."""
+    """What the learner's function returns; Wrong says for which arguments it raised, and what, or that it does not end."""
     if not callable(function):
         raise Wrong("Give the function itself: its name without brackets behind it.")
     try:
-        return function(*arguments)
-    except Exception as error:
+        return call(function, *arguments)
+    except Wrong as hint:
         given = ", ".join(f"{one!r}" if not isinstance(one, bytes) else f"{len(one)} bytes" for one in arguments)
-        raise Wrong(f"For ({given}) your function raised `{type(error).__name__}`: {str(error)[:120]}") from None
+        raise Wrong(f"Tried with ({given}). {hint}") from None
 
 
 def _still_open(result: Any) -> Verdict | None:

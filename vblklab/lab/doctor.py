@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .._version import __version__
+from ..kvm import host as kvm_host
 from ..machine.guest_run import recordings
 from ..machine.live import live_missing
 
@@ -27,7 +28,6 @@ __all__ = ["Capabilities", "Finding", "Rung", "capabilities", "doctor"]
 
 NOT_USED = "this version of vblklab does not use it yet"
 PACKAGES = ("numpy", "plotly", "jupyterlab", "ipywidgets", "anywidget", "kaleido", "cloudpickle", "tqdm")
-_KVM_GET_API_VERSION, _KVM_CREATE_VM, _KVM_API = 0xAE00, 0xAE01, 12
 _SIGNS = {True: ("✓", "#1a8a5c"), False: ("–", "#8a6d1a")}
 
 
@@ -187,38 +187,12 @@ def _guest() -> Rung:
     return Rung("L3", True, f"Linux {kernel.release} for a guest; {why}", title=title)
 
 
-def _kvm(device: str = "/dev/kvm", modules: str = "/sys/module") -> Rung:
-    return Rung("L4", False, *_kvm_found(device, modules), title="real KVM", used=False)
-
-
-def _kvm_found(device: str, modules: str) -> tuple[str, str]:
-    """What there is of KVM, and how to get what is missing of it."""
-    if sys.platform != "linux":
-        return f"KVM is a part of Linux, this is {platform.system()}", "a Linux host"
-    import fcntl
-
-    flavours = sorted(path.name for path in Path(modules).glob("kvm_*") if path.name in ("kvm_intel", "kvm_amd", "kvm_pvm", "kvm_hv"))
-    flavour = " and ".join(flavours) or "no kvm_intel, kvm_amd or kvm_pvm module"
-    try:
-        kvm = os.open(device, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return f"there is no {device}", "load kvm_intel or kvm_amd; inside a virtual machine its host must offer nested virtualization"
-    except PermissionError:
-        return f"{device} ({flavour}) is there, but not for you", "sudo usermod -aG kvm $USER, then log in again"
-    except OSError as error:
-        return f"{device} does not open: {os.strerror(error.errno or 0)}", "load kvm_intel or kvm_amd"
-    try:
-        version = fcntl.ioctl(kvm, _KVM_GET_API_VERSION, 0)
-        if version == _KVM_API:
-            os.close(fcntl.ioctl(kvm, _KVM_CREATE_VM, 0))
-    except OSError as error:
-        return f"{device} opens, but makes no virtual machine: {os.strerror(error.errno or 0)}", "use a host whose KVM works"
-    finally:
-        os.close(kvm)
-    if version != _KVM_API:
-        return f"{device} has API version {version}, not {_KVM_API}", "a current Linux"
-    note = ", which emulates a guest's kernel code" if "kvm_pvm" in flavours else ""
-    return f"{device} works (API version {version}, {flavour}{note})", ""
+def _kvm(device: str = kvm_host.DEVICE, modules: str = kvm_host.MODULES) -> Rung:
+    title = "real KVM"
+    if live_missing():
+        return Rung("L4", False, "a real trap needs what the live machine needs", "what L2 needs", title=title)
+    works, why, gain = kvm_host.found(device, modules)
+    return Rung("L4", works, f"KvmMachine: {why}" if works else why, gain, title=title)
 
 
 # -- the programs beside the ladder ------------------------------------------------------------------------------------------

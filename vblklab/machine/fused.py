@@ -14,7 +14,7 @@ anything that asks for it: a wait, a notification, a part's own code.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from struct import Struct
 from typing import Any
 
@@ -22,9 +22,12 @@ from ..events import WAIT, Wait
 from ..guest import virtio_blk
 from ..guest.fio import FioTask
 from ..iostack import Bio
+from ..kvm.pci_wiring import PCI_GSI
 from ..kvm.wiring import GSI
 from ..spec.virtio import Status
 from ..spec.virtio_mmio import Reg
+from ..transport import MmioRegisters
+from ..transport.pci import CONFIG_VECTOR
 from .sched import PAUSE
 
 __all__ = ["DATA_IN", "DATA_OUT", "HEADER", "INDIRECT", "STATUS", "SlotBio", "guest_interrupts", "guest_task"]
@@ -73,6 +76,7 @@ def _phase(
 ) -> Steps:
     """``FioTask._phase``, one I/O a system call; returns the time."""
     sched, bus, registers, iostack, driver = vm.scheduler, vm._bus, vm.registers, vm.iostack, vm.driver
+    mmio, transport = isinstance(registers, MmioRegisters), vm.transport
     heap, cost = sched._heap, sched.table
     c_enter, c_bio, c_ring, c_prepare = (
         cost[key] for key in ("sys_enter_io_submit", "bio_to_request", "request_to_ring", "virtqueue_kick_prepare")
@@ -197,15 +201,20 @@ def _phase(
                     ring._kicked_idx = new
                     if ((new - used16[event_at] - 1) & 0xFFFF) < ((new - old) & 0xFFFF) if event_idx else new != old and not used16[0] & 1:
                         driver.kicks += 1
-                        bus.fast_mmio += 1
-                        sched.now = now = (
-                            t
-                            if (due := heap[0][0]) > (t := now + c_bell)
-                            else (yield t if due >= 0 else (t, "doorbell_fast", _NOTIFY, queue))
-                        )
-                        if registers.status & _DRIVER_OK and not registers._resetting:
-                            registers.on_notify(queue)
-                        now = t if (due := heap[0][0]) > (t := now + c_entry) else (yield t if due >= 0 else (t, "kvm_entry"))
+                        if mmio:
+                            bus.fast_mmio += 1
+                            sched.now = now = (
+                                t
+                                if (due := heap[0][0]) > (t := now + c_bell)
+                                else (yield t if due >= 0 else (t, "doorbell_fast", _NOTIFY, queue))
+                            )
+                            if registers.status & _DRIVER_OK and not registers._resetting:
+                                registers.on_notify(queue)
+                            now = t if (due := heap[0][0]) > (t := now + c_entry) else (yield t if due >= 0 else (t, "kvm_entry"))
+                        else:
+                            sched.now = now
+                            yield from transport.notify(queue)
+                            now = sched.now
             now = t if (due := heap[0][0]) > (t := now + c_exit) else (yield t if due >= 0 else (t, "sys_exit_io_submit", io))
             slot.start_ns = start_ns
             slot.issue_ns = ended_ns = now
@@ -252,9 +261,10 @@ def _phase(
     return now
 
 
-def guest_interrupts(vm: Any) -> Steps:
-    """``KvmInterrupt.vcpu_interrupts`` with ``VirtioBlkDriver.interrupt`` inside it."""
+def guest_interrupts(vm: Any, vcpu: int) -> Steps:
+    """``vcpu_interrupts`` of virtio-mmio's line or of virtio-pci's messages, with ``VirtioBlkDriver.interrupt`` inside it."""
     sched, bus, iostack, driver, pending = vm.scheduler, vm._bus, vm.iostack, vm.driver, vm.registers.interrupt
+    registers, transport, mmio = vm.registers, vm.transport, isinstance(vm.registers, MmioRegisters)
     heap, cost = sched._heap, sched.table
     c_inject, c_handler, c_read, c_write, c_lower = (
         cost[key] for key in ("kvm_inj_virq", "vm_interrupt", "mmio_read", "mmio_write", "kvm_set_irq")
@@ -263,34 +273,72 @@ def guest_interrupts(vm: Any) -> Steps:
         cost[key]
         for key in ("virtblk_interrupt", "virtqueue_get_buf", "request_done", "virtqueue_enable_cb_prepare", "virtqueue_enable_cb")
     )
-    memory, level = vm.memory.bytes, bus._level
+    c_own, c_shared = cost["guest:irq_handler_entry"], cost["vp_vring_interrupt"]
+    requested: set[int] = set() if mmio else vm._interrupt._requested[vcpu]
+    memory, level = vm.memory.bytes, mmio and bus._level
     elements_of: dict[Any, memoryview] = {}
+    queues: Sequence[int]
     now = yield None  # the time at which it begins
     while True:
-        if not pending._bits:
+        if mmio:
+            if not pending._bits:
+                sched.now = now
+                yield WAIT
+                now = sched.now
+                continue
+            now = t if (due := heap[0][0]) > (t := now + c_inject) else (yield t if due >= 0 else (t, "kvm_inj_virq", GSI))
+            driver.interrupts += 1
+            now = t if (due := heap[0][0]) > (t := now + c_handler) else (yield t if due >= 0 else (t, "vm_interrupt"))
+            bus.exits += 1
+            now = t if (due := heap[0][0]) > (t := now + c_read) else (yield t if due >= 0 else (t, "mmio_read", _CAUSES, 0, 0))
+            causes = pending._bits & 3
+            if causes:
+                bus.exits += 1
+                now = t if (due := heap[0][0]) > (t := now + c_write) else (yield t if due >= 0 else (t, "mmio_write", _ACK, 1, causes))
+                pending._bits &= ~causes
+                if level and not pending._bits:
+                    now = t if (due := heap[0][0]) > (t := now + c_lower) else (yield t if due >= 0 else (t, "kvm_set_irq", GSI, 0))
+                if causes & 2:
+                    sched.now = now
+                    yield from driver._config_changed()
+                    now = sched.now
+            if not causes & 1 or driver.poll:
+                continue
+            queues = range(len(driver.queues))
+        elif not requested:
             sched.now = now
-            yield WAIT
+            if vcpu == 0 and registers.line:
+                yield ("kvm_inj_virq", PCI_GSI)
+                yield from driver.interrupt()
+            else:
+                yield WAIT
             now = sched.now
             continue
-        now = t if (due := heap[0][0]) > (t := now + c_inject) else (yield t if due >= 0 else (t, "kvm_inj_virq", GSI))
-        driver.interrupts += 1
-        now = t if (due := heap[0][0]) > (t := now + c_handler) else (yield t if due >= 0 else (t, "vm_interrupt"))
-        bus.exits += 1
-        now = t if (due := heap[0][0]) > (t := now + c_read) else (yield t if due >= 0 else (t, "mmio_read", _CAUSES, 0, 0))
-        causes = pending._bits & 3
-        if causes:
-            bus.exits += 1
-            now = t if (due := heap[0][0]) > (t := now + c_write) else (yield t if due >= 0 else (t, "mmio_write", _ACK, 1, causes))
-            pending._bits &= ~causes
-            if level and not pending._bits:
-                now = t if (due := heap[0][0]) > (t := now + c_lower) else (yield t if due >= 0 else (t, "kvm_set_irq", GSI, 0))
-            if causes & 2:
+        else:
+            irq = max(requested)
+            requested.discard(irq)
+            now = t if (due := heap[0][0]) > (t := now + c_inject) else (yield t if due >= 0 else (t, "kvm_inj_virq", irq))
+            vector = transport.vector_of_irq(vcpu, irq)
+            if vector == CONFIG_VECTOR or not transport.vectors:
                 sched.now = now
-                yield from driver._config_changed()
+                yield from driver.interrupt(vector)
                 now = sched.now
-        if not causes & 1 or driver.poll:
-            continue
-        for queue, ring in enumerate(driver.queues):
+                continue
+            driver.interrupts += 1
+            if transport._per_queue:
+                queues = (vector - 1,)
+                now = (
+                    t
+                    if (due := heap[0][0]) > (t := now + c_own)
+                    else (yield t if due >= 0 else (t, "guest:irq_handler_entry", vector, vector - 1))
+                )
+            else:
+                queues = transport._queues
+                now = t if (due := heap[0][0]) > (t := now + c_shared) else (yield t if due >= 0 else (t, "vp_vring_interrupt"))
+            if driver.poll:
+                continue
+        for queue in queues:
+            ring = driver.queues[queue]
             used16, avail, event_idx = ring._used16, ring._avail, ring.event_idx
             if used16[1] == ring.last_used_idx:
                 continue

@@ -12,6 +12,7 @@ from ..device import BlkRequest
 from ..errors import VirtioError
 from ..events import WAIT
 from ..iostack import Op, Plug
+from ..kvm import KvmInterrupt
 from ..kvm.wiring import GSI
 from ..ring import Chain
 from ..spec.virtio_blk import ReqType
@@ -68,7 +69,8 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
     c_submit, c_bio, c_command = cost["host:sys_enter_io_submit"], cost["host:bio_to_request"], cost["nvme_command"]
     memory = vm.memory.bytes
     end_of_memory = len(memory)
-    irqfd, pending, wake_vcpu = interrupt._irqfd, interrupt._pending, vm._irq_contexts[0].notify
+    irqfd = isinstance(interrupt, KvmInterrupt) and interrupt._irqfd
+    pending, wake_vcpu = vm.registers.interrupt, vm._irq_contexts[0].notify
     driver, hctx, wake = host.driver, host.queues[0], engine._wake
     tags, requests, fetch = hctx.tags, hctx.requests, hardware.fetch
     most = 0 if host._cut_always else host._max_bytes

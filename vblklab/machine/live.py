@@ -100,6 +100,8 @@ class LiveMachine:
 class LiveVm:
     """A booted live recipe.  ``run()`` runs it to its end."""
 
+    RUNG = "L2 live"
+
     def __init__(self, machine: LiveMachine, recipe: Recipe) -> None:
         self.machine = machine
         self.recipe = recipe
@@ -133,7 +135,7 @@ class LiveVm:
         self._take_over(kvm, vcpus)
         size = memory_bytes(recipe, device.num_queues, device.seg_max, recipe.queue.size)
         fds, mmio, self._control = self._open_fds(size, device.num_queues, self._messages(device.num_queues))
-        words = memoryview(mmap(fds.words, 4096)).cast("I")
+        self._words = memoryview(mmap(fds.words, 4096))
         self._build_guest(fds.memory, size)
         setup = Setup(
             device,
@@ -147,11 +149,19 @@ class LiveVm:
             not hasattr(recipe.disk, "path"),
             recipe.transport,
             vectors_of(kvm, recipe.transport),
+            self._irqfd(),
         )
         self._start_device(setup)
-        self._connect(mmio, fds, SharedInterruptStatus(words))
+        self._connect(mmio, fds, SharedInterruptStatus(self._words.cast("I")))
         self.driver.attach(self.pages, self.transport, self.iostack, queue_size=recipe.queue.size, packed=recipe.queue.packed)
         self.loop.watch(self._control.fileno(), self._from_device)
+
+    def _irqfd(self) -> bool:
+        """Whether the eventfds that the device writes are the interrupt itself, or somebody's who raises it."""
+        return True
+
+    def _make_loop(self) -> LiveLoop:
+        return LiveLoop("guest:epoll_wait", trace=self.machine.trace)
 
     def _messages(self, queues: int) -> int:
         """How many MSI-X vectors the driver can use at most."""
@@ -182,7 +192,7 @@ class LiveVm:
         """Our guest but for its transport: memory, a loop, driver and block layer."""
         self.memory = GuestMemory(memoryview(mmap(memory_fd, size)), fence=fence)
         self.pages = GuestPages(self.memory, 0x1000)
-        self.loop = LiveLoop("guest:epoll_wait", trace=self.machine.trace)
+        self.loop = self._make_loop()
         self._closers.append(self.loop.close)
         self.driver = fresh(self.recipe.driver)
         self.iostack = fresh(self.recipe.iostack)
@@ -434,6 +444,9 @@ class LiveVm:
         """What else a figure must say about who was at the other end."""
         return {}
 
+    def _more_counters(self) -> dict[str, int]:
+        return {}
+
     def _run_of(self, interrupted: bool) -> Run:
         assert self._result is not None
         device_log, device_counters = self._result
@@ -452,13 +465,13 @@ class LiveVm:
         threads = self._threads
         return build_run(
             title=f"{self._title()} · iodepth {self.recipe.app.depth}",
-            rung="L2 live",
+            rung=self.RUNG,
             simulated=False,
             provenance={
                 "machine": repr(self.machine),
-                "rung": "L2 live",
-                **self._peers(),
+                "rung": self.RUNG,
                 "kvm": "not used: kick and call are eventfds",
+                **self._peers(),
                 "cost table": "none: times are measured",
                 "seed": "none",
                 "tracing": f"{len(log):,} log entries, step times of {correlator.matched:,} I/Os" if self.machine.trace else "off",
@@ -475,6 +488,7 @@ class LiveVm:
                 "interrupts": self.driver.interrupts,
                 "polls": self.driver.polls,
                 **device_counters,
+                **self._more_counters(),
                 **self.iostack.counts,
             },
             trace=_trace_events(log[:_TRACE_KEPT], names),

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from ..errors import VblkError
 from ..events import WAIT
+from ..kvm.payload import SENT_AT, SENT_STRIDE
 from ..memory import GuestMemory
 from ..spec.virtio_mmio import Interrupt, Reg
 from ..transport import InterruptStatus, Message, Mmio, MmioRegisters, Pci, PciRegisters
@@ -160,8 +161,9 @@ class DeviceEnd(Protocol):
 
 
 class _MmioEnd:
-    def __init__(self, memory: GuestMemory, device: Any, calls: tuple[int, ...], words: memoryview) -> None:
+    def __init__(self, memory: GuestMemory, device: Any, calls: tuple[int, ...], words: memoryview, irqfd: bool) -> None:
         self._call = calls[0]
+        self._irqfd = irqfd
         self.registers = MmioRegisters(memory, device)
         self.registers.interrupt = self._status = SharedInterruptStatus(words)
         self.registers.on_interrupt = self._ring
@@ -172,6 +174,10 @@ class _MmioEnd:
     def notify(self, queue: int) -> Steps:
         """The used buffer notification, with its trace points."""
         self._status.set(Interrupt.VRING)
+        if not self._irqfd:
+            yield ("virtio_notify", queue)
+            self._ring()
+            return
         yield ("virtio_notify_irqfd", queue)
         self._ring()
         yield ("kvm_set_irq", 0, 1)
@@ -187,25 +193,47 @@ class _MmioEnd:
 
 
 class _PciEnd:
-    """``calls`` are the line's eventfd and one for each vector."""
+    """``calls`` are the line's eventfd and one for each vector; ``words`` counts what was sent to each, for who takes it."""
 
-    def __init__(self, memory: GuestMemory, device: Any, calls: tuple[int, ...], vectors: int | None, notif_config_data: bool) -> None:
+    def __init__(
+        self,
+        memory: GuestMemory,
+        device: Any,
+        calls: tuple[int, ...],
+        words: memoryview,
+        irqfd: bool,
+        *,
+        vectors: int | None,
+        notif_config_data: bool,
+    ) -> None:
         self._calls = calls
+        self._words = words
+        self._irqfd = irqfd
         self.registers = PciRegisters(memory, device, vectors=vectors, notif_config_data=notif_config_data)
         self.registers.on_interrupt = self._line
         self.registers.on_message = self._send
         self.reset_done = self.registers.reset_done
 
     def _line(self) -> None:
+        self._words[0] = (self._words[0] + 1) & 0xFFFFFFFF
         os.eventfd_write(self._calls[0], 1)
 
     def _send(self, message: Message) -> None:
         if 1 + message.vector < len(self._calls):
+            at = SENT_AT + SENT_STRIDE * message.vector
+            if at < len(self._words):
+                self._words[at] = (self._words[at] + 1) & 0xFFFFFFFF
             os.eventfd_write(self._calls[1 + message.vector], 1)
 
     def notify(self, queue: int) -> Steps:
         message = self.registers.signal(queue)
-        if message is not None:
+        if not self._irqfd:
+            yield ("virtio_notify", queue)
+            if message is not None:
+                self._send(message)
+            elif self.registers.line:
+                self._line()
+        elif message is not None:
             yield ("virtio_notify_irqfd", queue)
             self._send(message)
             yield ("kvm_msi_set_irq", message.address, message.data)
@@ -225,12 +253,22 @@ class _PciEnd:
 
 
 def device_end(
-    transport: Mmio | Pci, vectors: int | None, memory: GuestMemory, device: Any, calls: tuple[int, ...], words: memoryview
+    transport: Mmio | Pci,
+    vectors: int | None,
+    memory: GuestMemory,
+    device: Any,
+    calls: tuple[int, ...],
+    words: memoryview,
+    *,
+    irqfd: bool = True,
 ) -> DeviceEnd:
-    """The device's end of a transport.  ``words`` is shared with the driver's half; ``calls`` are eventfds that it watches."""
+    """The device's end of a transport.  ``words`` is shared with the driver's half; ``calls`` are eventfds that it watches.
+
+    Without ``irqfd`` they are read by a main loop, which raises the interrupt: only it knows when.
+    """
     if isinstance(transport, Pci):
-        return _PciEnd(memory, device, calls, vectors, transport.notif_config_data)
-    return _MmioEnd(memory, device, calls, words)
+        return _PciEnd(memory, device, calls, words, irqfd, vectors=vectors, notif_config_data=transport.notif_config_data)
+    return _MmioEnd(memory, device, calls, words, irqfd)
 
 
 def answer(registers: Any, data: bytes) -> bytes:

@@ -83,6 +83,7 @@ class Setup:
     scratch: bool  # a disk without a file lives in the device's memory
     transport: Mmio | Pci
     vectors: int | None
+    irqfd: bool = True  # writing ``fds.calls`` is the interrupt; else somebody who reads them raises it
 
 
 def send_message(sock: socket.socket, message: Any) -> None:
@@ -150,7 +151,7 @@ def _serve(setup: Setup, control: socket.socket) -> None:
         words = memoryview(mmap(fds.words, 4096)).cast("I")
         memory = GuestMemory(memoryview(memory_map), fence=fence)
         device, engine = setup.device, setup.engine
-        wire = device_end(setup.transport, setup.vectors, memory, device, fds.calls, words)
+        wire = device_end(setup.transport, setup.vectors, memory, device, fds.calls, words, irqfd=setup.irqfd)
         registers = wire.registers
         notifies = 0
 
@@ -164,8 +165,16 @@ def _serve(setup: Setup, control: socket.socket) -> None:
         device.on_needs_reset = registers.needs_reset
         device.on_config_changed = registers.config_changed
         registers.on_notify = device.kick
+        kicked = [0] * len(fds.kicks)
+
+        def kick(number: int) -> None:
+            count = _eventfd_count(fds.kicks[number])
+            if count:
+                kicked[number] += count
+                device.kick(number)
+
         for number, fd in enumerate(fds.kicks):
-            loop.watch_eventfd(fd, lambda number=number: device.kick(number))  # type: ignore[misc]
+            loop.watch(fd, lambda number=number: kick(number))  # type: ignore[misc]
 
         running = True
 
@@ -187,10 +196,15 @@ def _serve(setup: Setup, control: socket.socket) -> None:
             if message[0] == "stop":
                 running = False
                 engine_left = engine.in_flight
-                counters = {"notifies": notifies, "interrupts_suppressed": device.notify_decisions - notifies}
+                counters = {
+                    "notifies": notifies,
+                    "interrupts_suppressed": device.notify_decisions - notifies,
+                    "eventfd_kicks": sum(kicked) + sum(map(_eventfd_count, fds.kicks)),
+                }
                 send_message(control, ("result", loop.log, counters, engine_left))
             elif message[0] == "resize":
                 try:
+                    device.check_resize()
                     store.resize(message[1])
                 except VblkError as error:
                     send_message(control, ("error", error, ""))
@@ -223,6 +237,14 @@ def _serve(setup: Setup, control: socket.socket) -> None:
         mmio.close()
         setup.engine.close()
         store.close()
+
+
+def _eventfd_count(fd: int) -> int:
+    """What was added to the eventfd since it was last read, 0 if nothing."""
+    try:
+        return os.eventfd_read(fd)
+    except BlockingIOError:
+        return 0
 
 
 def run_device(loop: LiveLoop, device: VirtioBlkDevice, engine: Any, store: Store, notify: Callable[[int], Steps]) -> None:

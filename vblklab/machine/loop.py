@@ -118,20 +118,24 @@ class LiveLoop:
         if not idle and self._turns & 63:
             return  # look at the fds only now and then while there is work: a kick that is pending stays pending
         timeout = self._timeout(timeout_s) if idle else 0.0
-        events = self._epoll.poll(timeout)
+        events = self._sleep(timeout)
         if events and idle and timeout and self.log is not None:
-            self._note(clock(), -1, self._wake_event)
+            self.note(clock(), -1, self._wake_event)
         for fd, _ in events:
             call = self._calls.get(fd)
             if call is not None:  # a call before it may have unwatched it
                 call()
         now = clock()
         if events and idle and timeout and self.log is not None:
-            self._note(now, -1, _IDLE)
+            self.note(now, -1, _IDLE)
         for context in self.contexts:
             if context.deadline_ns is not None and context.deadline_ns <= now:
                 context.deadline_ns = None
                 context.notified = True
+
+    def _sleep(self, timeout_s: float) -> list[tuple[int, int]]:
+        """Wait for one of the fds, at most so long; 0 only looks."""
+        return self._epoll.poll(timeout_s)
 
     def _timeout(self, most_s: float) -> float:
         deadlines = [c.deadline_ns for c in self.contexts if c.deadline_ns is not None]
@@ -167,7 +171,8 @@ class LiveLoop:
         self._looking = False
         return self.spin_end()
 
-    def _note(self, now: int, number: int, ev: Any) -> None:
+    def note(self, now: int, number: int, ev: Any) -> None:
+        """Log a point that no context of this loop yields; -1 is nobody's number."""
         log = self.log
         if log is not None and (len(log) < _FIRST or (not (now >> 26) & 7 and len(log) < _MOST)):
             log.append((now, number, ev))

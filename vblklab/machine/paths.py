@@ -12,10 +12,10 @@ from ..engine import Simulated
 from ..guest.fio import FioTask
 from ..guest.virtio_blk import VirtioBlkDriver
 from ..iostack import IOStack
-from ..kvm import KvmBus, KvmInterrupt
+from ..kvm import KvmBus, KvmInterrupt, PciInterrupt, PciKvmBus
 from ..ring import SplitDevice, SplitDriver
 from ..spec.virtio import Feature
-from ..transport import InterruptStatus, MmioRegisters, MmioTransport
+from ..transport import InterruptStatus, MmioRegisters, MmioTransport, Msix, PciConfig, PciRegisters, PciTransport
 from .fused import Solo, guest_interrupts, guest_task
 from .fused_drive import Hardware, host_interrupts
 from .fused_host import device_loop
@@ -27,6 +27,7 @@ __all__ = ["Choice", "choose", "fuse"]
 
 _WRITTEN = Written(
     *(FioTask, IOStack, VirtioBlkDriver, SplitDriver, KvmBus, KvmInterrupt, MmioRegisters, MmioTransport, InterruptStatus),
+    *(PciKvmBus, PciInterrupt, PciRegisters, PciTransport, PciConfig, Msix),
     *(VirtioBlkDevice, SplitDevice, Simulated, NvmeDriver, Drive, ServiceTime),
 )
 _NOT_FUSED = {
@@ -53,11 +54,14 @@ def choose(vm: Any) -> Iterator[Choice]:
     host_parts = (*engine_parts, drive, getattr(drive, "service", None))
     general = None if vm.machine.fast == "auto" else f"SimMachine(fast={vm.machine.fast!r})"
     general = general or ("guest memory does not begin at address 0" if vm.memory.base else None)
+    general = general or ("a zoned disk: its zones are asked about every request" if vm.device.zoned is not None else None)
     if any(context.started and type(context) is not Fused for context in vm.task_contexts):
         general = general or "the application was stepped into"
-    wire = general or (None if isinstance(vm.registers, MmioRegisters) else f"transport={vm.recipe.transport!r}: only virtio-mmio is fused")
+    mmio = isinstance(vm.registers, MmioRegisters)
+    if not mmio:
+        guest_parts += (vm.registers.config, *([vm.registers.msix] if vm.registers.msix is not None else []))
     negotiated = getattr(vm.driver, "features", 0)
-    wire = wire or next((why for feature, why in _NOT_FUSED.items() if negotiated & feature), None)
+    wire = general or next((why for feature, why in _NOT_FUSED.items() if negotiated & feature), None)
     guest = wire or (None if vm._bus._fast else "kvm kick='mmio-exit': the vCPU's thread serves the queue")
     irq_why = guest or _first((*guest_parts, vm._interrupt, *rings))
     device_why = wire or _first((vm.device, *host_parts, vm._interrupt, *queues))
@@ -65,7 +69,7 @@ def choose(vm: Any) -> Iterator[Choice]:
         device_why = device_why or "a queue keeps a record of its buffers in flight"
     host_why = general or (None if drive is not None else "no drive") or _first(host_parts)
     hardware = Hardware(vm) if drive is not None and device_why is None else None
-    alone = irq_why is None and host_why is None and hardware is not None
+    alone = mmio and irq_why is None and host_why is None and hardware is not None
 
     def solo(task: FioTask, context: Context) -> Solo | None:
         return solo_path(vm, task, context, hardware) if alone else None
@@ -75,8 +79,8 @@ def choose(vm: Any) -> Iterator[Choice]:
         if why is None and task.job.iodepth_batch != 1:
             why = "iodepth_batch is not 1: a plug may merge"
         yield Choice(context, why, partial(_task, vm, task, context, solo))
-    for context in vm._irq_contexts:
-        yield Choice(context, irq_why, partial(guest_interrupts, vm))
+    for vcpu, context in enumerate(vm._irq_contexts):
+        yield Choice(context, irq_why, partial(guest_interrupts, vm, vcpu))
     yield Choice(vm._device_context, device_why, partial(device_loop, vm, hardware))
     if drive is not None:
         yield Choice(vm._host_irq, host_why, partial(host_interrupts, vm))

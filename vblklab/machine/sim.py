@@ -416,20 +416,26 @@ class SimVm:
     def task(self, generator: Any, name: str = "task") -> Any:
         """Run a generator of your own as a guest task on vCPU 0 until it ends, for example ``vm.task(vm.driver.restart())``.
 
-        Returns what it returns: ``vm.task(vm.driver.serial())``.
+        Returns what it returns and raises what it raises: ``vm.task(vm.driver.serial())``.
         """
         self._check_open()
         sched = self.scheduler
         returned: list[Any] = []
+        raised: list[Exception] = []
 
         def kept() -> Any:
-            returned.append((yield from generator))
+            try:
+                returned.append((yield from generator))
+            except Exception as error:  # raised here when the vCPU has let go of the task
+                raised.append(error)
 
         context = sched.add(f"vCPU 0 {name}", self.vcpus[0], kept(), wake_ns=self._ns("wake:task"), task=True)
         context.notify()
         while not context.done:
             if not sched.run(1) and not context.done:
                 raise Stalled(f"the task {name!r} waits for something that never comes", "step() through the trace")
+        if raised:
+            raise raised[0]
         return returned[0]
 
     def resize(self, size: int) -> None:
@@ -437,6 +443,7 @@ class SimVm:
         if not isinstance(size, int) or size % 512 or size <= 0:
             raise ConfigError(f"size={size!r}", "give a positive multiple of 512 bytes")
         self._check_open()
+        self.device.check_resize()
         self.store.resize(size)
         self.device.resize(size >> 9)
 

@@ -129,13 +129,14 @@ class VhostServer:
 
     def resize(self, size: int) -> None:
         """Another size for the disk, in bytes; the guest is told (§5.2.4)."""
+        self.device.check_resize()
         self.store.resize(size)
         self.device.resize(size >> 9)
 
     def look_at_size(self) -> None:
         """The image may have grown or shrunk meanwhile: serve what it has now."""
         size = self.store.current_size()
-        if size != self.store.size:
+        if size != self.store.size and self.device.zoned is None:
             self.log(f"the image has {size:,} bytes now")
             self.store.size = size
             self.device.resize(size >> 9)

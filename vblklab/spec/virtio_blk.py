@@ -20,6 +20,7 @@ class BlkFeature(IntFlag):
     WRITE_ZEROES = 1 << 14  # VIRTIO_BLK_F_WRITE_ZEROES
     LIFETIME = 1 << 15  # VIRTIO_BLK_F_LIFETIME
     SECURE_ERASE = 1 << 16  # VIRTIO_BLK_F_SECURE_ERASE
+    ZONED = 1 << 17  # VIRTIO_BLK_F_ZONED
 
 
 class ReqType(IntEnum):
@@ -33,6 +34,13 @@ class ReqType(IntEnum):
     DISCARD = 11  # VIRTIO_BLK_T_DISCARD
     WRITE_ZEROES = 13  # VIRTIO_BLK_T_WRITE_ZEROES
     SECURE_ERASE = 14  # VIRTIO_BLK_T_SECURE_ERASE
+    ZONE_APPEND = 15  # VIRTIO_BLK_T_ZONE_APPEND
+    ZONE_REPORT = 16  # VIRTIO_BLK_T_ZONE_REPORT
+    ZONE_OPEN = 18  # VIRTIO_BLK_T_ZONE_OPEN
+    ZONE_CLOSE = 20  # VIRTIO_BLK_T_ZONE_CLOSE
+    ZONE_FINISH = 22  # VIRTIO_BLK_T_ZONE_FINISH
+    ZONE_RESET = 24  # VIRTIO_BLK_T_ZONE_RESET
+    ZONE_RESET_ALL = 26  # VIRTIO_BLK_T_ZONE_RESET_ALL
 
 
 class BlkStatus(IntEnum):
@@ -41,6 +49,10 @@ class BlkStatus(IntEnum):
     OK = 0  # VIRTIO_BLK_S_OK
     IOERR = 1  # VIRTIO_BLK_S_IOERR
     UNSUPP = 2  # VIRTIO_BLK_S_UNSUPP
+    ZONE_INVALID_CMD = 3  # VIRTIO_BLK_S_ZONE_INVALID_CMD
+    ZONE_UNALIGNED_WP = 4  # VIRTIO_BLK_S_ZONE_UNALIGNED_WP
+    ZONE_OPEN_RESOURCE = 5  # VIRTIO_BLK_S_ZONE_OPEN_RESOURCE
+    ZONE_ACTIVE_RESOURCE = 6  # VIRTIO_BLK_S_ZONE_ACTIVE_RESOURCE
 
 
 REQ_HEADER = Struct("<IIQ")
@@ -77,8 +89,16 @@ CONFIG_OFFSETS = {
     "max_secure_erase_sectors": 60,
     "max_secure_erase_seg": 64,
     "secure_erase_sector_alignment": 68,
+    "zone_sectors": 72,
+    "max_open_zones": 76,
+    "max_active_zones": 80,
+    "max_append_sectors": 84,
+    "write_granularity": 88,
+    "model": 92,
 }
 CONFIG_BYTES = 60
 """Bytes of the configuration space through write_zeroes_may_unmap and its padding (§5.2.4)."""
 CONFIG_BYTES_SECURE_ERASE = 72
 """The same with the fields of SECURE_ERASE, which only a device that offers it has."""
+CONFIG_BYTES_ZONED = 96
+"""The same with the fields of ZONED, ``struct virtio_blk_zoned_characteristics``, and their padding."""

@@ -230,6 +230,7 @@ class Correlator:
             "host:sys_exit_preadv64": host_exit,
             "device:epoll_wait": device_wake,
             "guest:epoll_wait": guest_wake,
+            "vcpu:irq_handler_entry": guest_wake,
             "host:block_bio_queue": host_enter,
             "host:block_getrq": host_getrq,
             "nvme_queue_rq": nvme_queue_rq,

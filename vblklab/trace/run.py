@@ -39,7 +39,7 @@ def _number(name: str, value: int) -> str:
         return f"{value >> 16}:{value & 0xFFFF}"
     if name == "io" and value >> 32:
         return f"{value >> 32}:{value & 0xFFFFFFFF}"
-    return hex(value) if name == "offset" else str(value)
+    return hex(value) if name in ("offset", "address") else str(value)
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,8 @@ class _Structure(NamedTuple):
 
 
 class PciTransport(DriverSide):
-    """The driver side.  ``vcpu_of`` says which vCPU takes the messages of a queue; None means all go to vCPU 0.
+    """The driver side.  ``vcpu_of`` says which vCPU takes the messages of a queue; None means all go to vCPU 0.  A guest that
+    cannot reach addresses ``above_4g`` puts wide regions below.
 
     After ``find_vqs`` ``vectors`` has the number of MSI-X vectors in use: one a queue and one for the configuration, 2 (the queues
     share one), or 0 (the line).
@@ -108,8 +109,9 @@ class PciTransport(DriverSide):
 
     features = int(Feature.NOTIF_CONFIG_DATA)
 
-    def __init__(self, bus: PciBus, vcpu_of: Callable[[int], int] | None = None) -> None:
+    def __init__(self, bus: PciBus, vcpu_of: Callable[[int], int] | None = None, *, above_4g: bool = True) -> None:
         self.bus = bus
+        self._above_4g = above_4g
         self.vectors = 0
         self._vcpu_of = vcpu_of or (lambda queue: 0)
         self._bars: dict[int, tuple[int, int]] = {}  # number → address, size
@@ -165,8 +167,9 @@ class PciTransport(DriverSide):
             if size and not flags & BarBits.SPACE_IO:
                 if size & (size - 1):
                     raise VirtioError(f"base address register {number} reads {read:#x} after all ones: no power of two", "4.1")
-                gpa = (free[wide] + size - 1) & ~(size - 1)
-                free[wide] = gpa + size
+                high = wide and self._above_4g
+                gpa = (free[high] + size - 1) & ~(size - 1)
+                free[high] = gpa + size
                 self._bars[number] = gpa, size
                 for shift, register in enumerate(registers):
                     yield from bus.config_write(register, gpa >> 32 * shift & 0xFFFFFFFF, 4)
@@ -383,6 +386,16 @@ class PciTransport(DriverSide):
         """``vp_notify()``: store the queue's number, or what the device gave for it, to the queue's own address (§4.1.5.2)."""
         gpa, value = self._doorbells[queue]
         return self.bus.notify(queue, gpa, value)
+
+    @property
+    def doorbells(self) -> dict[int, tuple[int, int]]:
+        """Queue → the address of its doorbell and the value stored there."""
+        return dict(self._doorbells)
+
+    @property
+    def isr_gpa(self) -> int:
+        """The address of the ISR status."""
+        return self._isr
 
     def vector_of_irq(self, vcpu: int, irq: int) -> int:
         """Which MSI-X vector the guest gave this vector of the processor ``vcpu`` to."""
