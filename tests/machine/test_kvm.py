@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +55,8 @@ def account(counters: dict[str, int], kick: str) -> None:
     assert counters["interrupts_sent"] == counters["interrupts_seen"]
     assert counters["interrupts_sent"] == counters["interrupts_taken"] + counters["interrupts_coalesced"] >= counters["notifies"] > 0
     assert counters["interrupts_coalesced"] >= 0
+    if "vcpu_irq_injections" in counters and not host.apicv():
+        assert counters["vcpu_irq_injections"] == counters["interrupts_taken"] + counters["interrupts_spurious"]
 
 
 @real
@@ -248,6 +251,16 @@ def test_a_payload_that_loses_a_doorbell_is_found_out() -> None:
     vm.guest.mail[Mail.RUNG] += 1
     with pytest.raises(AssertionError):
         account(vm.run().counters, "ioeventfd")
+
+
+@pytest.mark.parametrize(("module", "parameter"), [("kvm_intel", "enable_apicv"), ("kvm_amd", "avic")])
+def test_the_mode_of_interrupt_delivery_is_read_from_the_module(tmp_path: Path, module: str, parameter: str) -> None:
+    assert not host.apicv(str(tmp_path))
+    folder = tmp_path / module / "parameters"
+    folder.mkdir(parents=True)
+    for text, mode in (("N\n", False), ("Y\n", True), ("1\n", True)):
+        (folder / parameter).write_text(text)
+        assert host.apicv(str(tmp_path)) is mode
 
 
 def test_without_kvm_one_typed_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
