@@ -457,6 +457,9 @@ class KvmVm(LiveVm):
         return {
             "kvm": kvm_host.flavour() + (", which emulates ring 0" if kvm_host.emulates() else ""),
             "vCPU": f"one, payload in 32-bit mode, idles by {self.machine.idle}",  # type: ignore[attr-defined]
+            "interrupt delivery": "by the processor (APICv or AVIC): vcpu_irq_injections is no count of them"
+            if kvm_host.apicv()
+            else "injected by KVM: vcpu_irq_injections = interrupts_taken + interrupts_spurious",
             "guest clock": f"TSC of {clock.khz} kHz joined to CLOCK_MONOTONIC within {clock.error_ns / 1e3:.1f} µs "
             f"at boot, {self._drift_ns / 1e3:+.1f} µs off at the end",
         }
