@@ -173,8 +173,8 @@ class _LoggingBus:
         return
         yield
 
-    def notify(self, queue: int) -> Generator[Any, int, None]:
-        return self.write(int(Reg.QUEUE_NOTIFY), queue)
+    def notify(self, queue: int, data: int | None = None) -> Generator[Any, int, None]:
+        return self.write(int(Reg.QUEUE_NOTIFY), queue if data is None else data)
 
 
 def probe_log(driver: Any, device: Any) -> ProbeLog:
