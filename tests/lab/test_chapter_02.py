@@ -339,9 +339,9 @@ def run(depth: int, **more: Any) -> Any:
 def test_kicks_batches_and_rings_are_judged_from_the_runs() -> None:
     many = run(32)
     truth = 1000 * many.counters["kicks"] / many.ios
-    assert vb.check.predict_kicks(truth).reveal(many).ok
-    assert "with one request in flight" in vb.check.predict_kicks(1000).reveal(many).text
-    assert not vb.check.predict_kicks(truth / 9).reveal(many).ok
+    assert vb.check.predict_kicks_of_many(truth).reveal(many).ok
+    assert "with one request in flight" in vb.check.predict_kicks_of_many(1000).reveal(many).text
+    assert not vb.check.predict_kicks_of_many(truth / 9).reveal(many).ok
 
     runs = {batch: run(32, iodepth_batch=batch) for batch in (1, 2, 32)}
     fewest = min(runs, key=lambda batch: runs[batch].counters["kicks"])

@@ -43,7 +43,7 @@ def reads_back(line: Any, log: Any) -> Verdict:
 
 
 @prediction("02", "With 32 requests in flight, how many kicks will 1,000 I/Os take?", read=number)
-def predict_kicks(guess: float, run: Any) -> Verdict:
+def predict_kicks_of_many(guess: float, run: Any) -> Verdict:
     run = a_run(run, "the run with 32 requests in flight")
     truth = 1000 * run.counters["kicks"] / run.ios
     said = f"{truth:,.0f}: the device stays awake as long as the ring has something, and asks for no kick meanwhile."
