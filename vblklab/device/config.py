@@ -48,6 +48,7 @@ class BlkConfig:
         packed: bool = False,
         in_order: bool = False,
         ring_reset: bool = False,
+        notification_data: bool = False,
         max_discard_seg: int = 1,
         secure_erase: bool = False,
         physical_block_size: int | None = None,
@@ -94,6 +95,7 @@ class BlkConfig:
         self.packed = packed
         self.in_order = in_order
         self.ring_reset = ring_reset
+        self.notification_data = notification_data
         self.max_discard_seg = max_discard_seg
         self.secure_erase = secure_erase
         self.physical_block_size = physical_block_size
@@ -124,6 +126,8 @@ class BlkConfig:
             bits |= Feature.IN_ORDER
         if self.ring_reset:
             bits |= Feature.RING_RESET
+        if self.notification_data:
+            bits |= Feature.NOTIFICATION_DATA
         if self.size_max:
             bits |= BlkFeature.SIZE_MAX
         if self.read_only:

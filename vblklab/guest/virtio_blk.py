@@ -82,6 +82,7 @@ class VirtioBlkDriver:
         | Feature.INDIRECT_DESC
         | Feature.IN_ORDER
         | Feature.RING_RESET
+        | Feature.NOTIFICATION_DATA
         | BlkFeature.SIZE_MAX
         | BlkFeature.SEG_MAX
         | BlkFeature.RO
@@ -267,7 +268,7 @@ class VirtioBlkDriver:
             yield ("virtqueue_kick_prepare", queue)
             if ring.kick_prepare():
                 self.kicks += 1
-                yield from self.transport.notify(queue)
+                yield from self._kick(queue)
         return True
 
     def _segments(self, rq: Request) -> tuple[list[Segment], list[Segment]]:
@@ -302,7 +303,13 @@ class VirtioBlkDriver:
         yield ("virtqueue_kick_prepare", queue)
         if self.queues[queue].kick_prepare():
             self.kicks += 1
-            yield from self.transport.notify(queue)
+            yield from self._kick(queue)
+
+    def _kick(self, queue: int) -> Steps:
+        """The available buffer notification; with NOTIFICATION_DATA it says how far the driver is."""
+        if self.features & Feature.NOTIFICATION_DATA:
+            return self.transport.notify(queue, self.queues[queue].next_avail())
+        return self.transport.notify(queue)
 
     # -- up: interrupt, poll ---------------------------------------------------------------------------------------------
 
@@ -449,7 +456,7 @@ class VirtioBlkDriver:
             raise ConfigError(f"queue {self._replaced} is being reset", "wait until its reset_queue() ends")
         if size is None or size == self.queues[queue].size:
             return self.queues[queue].size
-        least = self.limits.max_segments + 2  # a chain is never longer than its queue: §2.7.5.3.1
+        least = self.limits.max_segments + (2 if self.zoned is None else 3)  # a chain is never longer than its queue: §2.7.5.3.1
         most = self._most[queue]
         if not least <= size <= most:
             raise ConfigError(f"queue {queue} of {size} entries", f"use {least}, the longest request, to {most}, the device's limit")

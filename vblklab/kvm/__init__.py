@@ -1,6 +1,6 @@
 """KVM: the wires between guest and device."""
 
-from .pci_wiring import PciInterrupt, PciKvmBus, check_wire, vectors_of
+from .pci_wiring import NO_ROOM, PciInterrupt, PciKvmBus, check_wire, vectors_of
 from .wiring import Kvm, KvmBus, KvmInterrupt
 
-__all__ = ["Kvm", "KvmBus", "KvmInterrupt", "PciInterrupt", "PciKvmBus", "check_wire", "vectors_of"]
+__all__ = ["NO_ROOM", "Kvm", "KvmBus", "KvmInterrupt", "PciInterrupt", "PciKvmBus", "check_wire", "vectors_of"]

@@ -17,7 +17,7 @@ from ..spec.pci import MSI_ADDRESS, MSI_DEST_SHIFT
 from ..transport import Message, Mmio, Pci, PciRegisters
 from .wiring import Kvm, VcpuState
 
-__all__ = ["PciInterrupt", "PciKvmBus", "check_wire", "vectors_of"]
+__all__ = ["NO_ROOM", "PciInterrupt", "PciKvmBus", "check_wire", "vectors_of"]
 
 Steps = Generator[Any, int, Any]
 PCI_GSI = 22
@@ -27,9 +27,14 @@ _MSI_MASK = 0xFFF00000
 _MSI_DEST = 0xFF
 
 
-def check_wire(kvm: Kvm, transport: Any) -> None:
-    """Refuse a way to interrupt that the transport does not have; ConfigError names the remedy."""
+NO_ROOM = "an eventfd has no room for the data, and QEMU refuses it too: use SimMachine and kick='mmio-exit', or leave it out"
+
+
+def check_wire(kvm: Kvm, transport: Any, *, notification_data: bool = False) -> None:
+    """Refuse a way to interrupt or to kick that the transport does not have; ConfigError names the remedy."""
     what = f"kvm call={kvm.call!r} with transport={transport!r}"
+    if notification_data and kvm.kick == "ioeventfd":
+        raise ConfigError("device notification_data=True with kvm kick='ioeventfd'", NO_ROOM)
     if isinstance(transport, Mmio):
         if kvm.call == "msi":
             raise ConfigError(what, "virtio-mmio has one line and no messages: use transport=vb.Pci(), or call='irqfd' or 'intx'")
@@ -86,7 +91,7 @@ class PciKvmBus:
         yield ("mmio_write", gpa, 1, value)
         self.registers.write(gpa, value, size)
 
-    def notify(self, queue: int, gpa: int, value: int) -> Steps:
+    def notify(self, queue: int, gpa: int, value: int, size: int = 2) -> Steps:
         """The doorbell: its address names the queue, so that the kernel's ioeventfd need not look at the value."""
         if self._fast:
             self.fast_mmio += 1
@@ -98,7 +103,7 @@ class PciKvmBus:
         vcpu.leave_guest()  # the vCPU's thread works in QEMU: it takes no interrupt and runs no other task
         self.exits += 1
         yield ("vp_doorbell_exit", gpa, queue, 1, value)
-        self.registers.write(gpa, value, 2)
+        self.registers.write(gpa, value, size)
         kicked = self._kicked[:]
         self._kicked.clear()
         for number in kicked:

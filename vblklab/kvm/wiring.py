@@ -97,8 +97,8 @@ class KvmBus:
         if self._level and offset == _INTERRUPT_ACK and not self.registers.interrupt.read():
             yield ("kvm_set_irq", GSI, 0)  # QEMU lowers the line
 
-    def notify(self, queue: int) -> Steps:
-        """The doorbell: answered in the kernel, or served by this vCPU's thread in QEMU."""
+    def notify(self, queue: int, data: int | None = None) -> Steps:
+        """The doorbell: answered in the kernel, or served by this vCPU's thread in QEMU, which alone sees ``data``."""
         if self._fast:
             self.fast_mmio += 1
             yield ("doorbell_fast", _QUEUE_NOTIFY, queue)
@@ -109,7 +109,7 @@ class KvmBus:
         vcpu.leave_guest()  # the vCPU's thread works in QEMU: it takes no interrupt and runs no other task
         self.exits += 1
         yield ("doorbell_exit", _QUEUE_NOTIFY, queue, 1)
-        self.registers.write(_QUEUE_NOTIFY, queue)
+        self.registers.write(_QUEUE_NOTIFY, queue if data is None else data << 16 | queue)
         kicked, self._kicked = self._kicked, []
         for number in kicked:
             yield from self.device.handle_output(number)

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from ..errors import ConfigError, KvmExit, NotHere
+from ..kvm import check_wire
 from ..kvm import host as kvm_host
 from ..kvm.guest import FIRST_MSI_GSI, GSI, LINE_EDGE, LINE_LEVEL, GuestClock, PayloadVm
 from ..kvm.payload import ISR_VECTOR, LINE_VECTOR, MSI_VECTORS, REGISTERS_GPA, SENT_AT, SENT_STRIDE, Mail
@@ -67,6 +68,7 @@ class KvmMachine(LiveMachine):
         missing = live_missing()
         if missing:
             raise NotHere(missing)
+        check_wire(recipe.kvm, recipe.transport)
         works, why, gain = kvm_host.found()
         if not works:
             raise NotHere(why, f"{gain}; SimMachine (L0) and LiveMachine (L2) work without it")
@@ -125,7 +127,7 @@ class _MmioBus(_Exits, LiveBus):
         return
         yield
 
-    def notify(self, queue: int) -> Steps:
+    def notify(self, queue: int, data: int | None = None) -> Steps:
         yield ("vm_notify", queue)
         self.guest.ring(_BELL, queue, leaves=self.leaves)
 
@@ -178,9 +180,9 @@ class _PciBus(_Exits, LivePciBus):
         return
         yield
 
-    def notify(self, queue: int, gpa: int, value: int) -> Steps:
+    def notify(self, queue: int, gpa: int, value: int, size: int = 2) -> Steps:
         yield ("vp_notify", queue)
-        self.guest.ring(gpa, value, 2, leaves=self.leaves)
+        self.guest.ring(gpa, value, size, leaves=self.leaves)
 
     def serve(self, exit_: MmioExit) -> int:
         """Do what an exit asks, in the vCPU's thread."""
@@ -455,6 +457,9 @@ class KvmVm(LiveVm):
         return {
             "kvm": kvm_host.flavour() + (", which emulates ring 0" if kvm_host.emulates() else ""),
             "vCPU": f"one, payload in 32-bit mode, idles by {self.machine.idle}",  # type: ignore[attr-defined]
+            "interrupt delivery": "by the processor (APICv or AVIC): vcpu_irq_injections is no count of them"
+            if kvm_host.apicv()
+            else "injected by KVM: vcpu_irq_injections = interrupts_taken + interrupts_spurious",
             "guest clock": f"TSC of {clock.khz} kHz joined to CLOCK_MONOTONIC within {clock.error_ns / 1e3:.1f} µs "
             f"at boot, {self._drift_ns / 1e3:+.1f} µs off at the end",
         }

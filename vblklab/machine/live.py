@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import ConfigError, DeviceDied, NotHere, Stalled, VblkError
 from ..events import EVENTS, GROUPS, STEPS, expand
 from ..guest.fio import FioTask
-from ..kvm import check_wire, vectors_of
+from ..kvm import NO_ROOM, check_wire, vectors_of
 from ..memory import GuestMemory, GuestPages
 from ..peer.process import wait_or_kill
 from ..trace.correlate import Correlator
@@ -132,6 +132,8 @@ class LiveVm:
         device = fresh_device(recipe, vcpus)
         engine = real_engine(recipe)
         check_wire(kvm, recipe.transport)
+        if device.notification_data:
+            raise ConfigError(f"device notification_data=True on {machine!r}", NO_ROOM)
         self._take_over(kvm, vcpus)
         size = memory_bytes(recipe, device.num_queues, device.seg_max, recipe.queue.size)
         fds, mmio, self._control = self._open_fds(size, device.num_queues, self._messages(device.num_queues))

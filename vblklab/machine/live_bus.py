@@ -98,7 +98,7 @@ class LiveBus(_Socket):
         return
         yield
 
-    def notify(self, queue: int) -> Steps:
+    def notify(self, queue: int, data: int | None = None) -> Steps:
         yield ("vm_notify", queue)
         os.eventfd_write(self._kicks[queue], 1)
 
@@ -124,7 +124,7 @@ class LivePciBus(_Socket):
         return
         yield
 
-    def notify(self, queue: int, gpa: int, value: int) -> Steps:
+    def notify(self, queue: int, gpa: int, value: int, size: int = 2) -> Steps:
         yield ("vp_notify", queue)
         os.eventfd_write(self._kicks[queue], 1)
 

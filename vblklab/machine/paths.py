@@ -32,6 +32,7 @@ _WRITTEN = Written(
 )
 _NOT_FUSED = {
     Feature.IN_ORDER: "VIRTIO_F_IN_ORDER: the fused path takes descriptors in any order",
+    Feature.NOTIFICATION_DATA: "VIRTIO_F_NOTIFICATION_DATA: the fused path's doorbell says the queue only",
     Feature.RING_RESET: "VIRTIO_F_RING_RESET: the fused path keeps to the rings that it began with",
 }
 _PLACED = ("on_notify", "on_interrupt")  # functions that the machine itself sets on the registers

@@ -70,7 +70,7 @@ class VhostServer:
     ) -> None:
         self.device, self.engine, self.store = device, engine, store
         device.num_queues = device.num_queues or 1
-        device.packed = device.in_order = device.ring_reset = False
+        device.packed = device.in_order = device.ring_reset = device.notification_data = False
         self.log = log
         self.stopped = False
         self.loop = LiveLoop("device:epoll_wait", trace=trace, first_number=1000)

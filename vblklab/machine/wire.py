@@ -39,7 +39,7 @@ def wire(
     Raises ConfigError where the recipe's ``kvm`` and ``transport`` do not fit.
     """
     kvm = recipe.kvm
-    check_wire(kvm, recipe.transport)
+    check_wire(kvm, recipe.transport, notification_data=device.notification_data)
     if isinstance(recipe.transport, Pci):
         return _pci(recipe, memory, device, sched, vcpus, wake_vcpu, wake_main_loop)
     registers = MmioRegisters(memory, device)

@@ -264,6 +264,10 @@ class PackedDriver(_Half):
         self._kicked = new
         return self._wants(self._events[1][0], new, old)
 
+    def next_avail(self) -> int:
+        """What a notification with data says: offset and wrap counter of the next descriptor to be offered (NOTIFICATION_DATA, §2.9)."""
+        return self._off_wrap(self._published)
+
     def get_buf(self) -> tuple[object, int] | None:
         """(token, bytes written by the device) of the next used buffer, or None.  Raises VirtioError if the device lies."""
         position = self._last_used
@@ -374,6 +378,9 @@ class PackedDevice(_Half):
         """Whether the driver has published nothing new; one load of a flags word."""
         position = self.last_avail_idx
         return self._words[8 * (position % self.size) + 7] & _BITS != self._available(position)
+
+    def notified(self, next_avail: int) -> None:
+        """A notification told how far the driver is (NOTIFICATION_DATA, §2.9): nothing that the descriptors do not say themselves."""
 
     def pop(self) -> Chain | None:
         """The next available buffer with its segments mapped, or None.

@@ -280,6 +280,10 @@ class SplitDriver:
             return ((new - self._used16[self._avail_event_at] - 1) & 0xFFFF) < ((new - old) & 0xFFFF)  # need_event()
         return new != old and not self._used16[0] & USED_NO_NOTIFY
 
+    def next_avail(self) -> int:
+        """What a notification with data says: the index of the next buffer to be offered (NOTIFICATION_DATA, §2.9)."""
+        return self._published_idx
+
     def get_buf(self) -> tuple[object, int] | None:
         """(token, bytes written by the device) of the next used buffer, or None.  Raises VirtioError if the device lies."""
         last = self.last_used_idx
@@ -446,6 +450,12 @@ class SplitDevice:
             return False
         self._shadow_avail_idx = idx = self._avail[1]
         return idx == self.last_avail_idx
+
+    def notified(self, next_avail: int) -> None:
+        """A notification told what avail.idx is (NOTIFICATION_DATA, §2.9): one load less, if it is news and can be."""
+        last = self.last_avail_idx
+        if (self._shadow_avail_idx - last) & 0xFFFF < (next_avail - last) & 0xFFFF <= self.size:
+            self._shadow_avail_idx = next_avail
 
     def pop(self) -> Chain | None:
         """The next available buffer with its segments mapped, or None.

@@ -129,9 +129,14 @@ class DeviceSide:
         """The selected queue, None if there is no such queue."""
         return self._queues[self._queue_sel] if self._queue_sel < len(self._queues) else None
 
-    def _notified(self, queue: int) -> None:
-        """The driver's available buffer notification; before DRIVER_OK and during a reset there is nothing to notify."""
+    def _notified(self, queue: int, data: int | None = None) -> None:
+        """The driver's available buffer notification; before DRIVER_OK and during a reset there is nothing to notify.
+
+        ``data`` is what came with it (NOTIFICATION_DATA): how far the driver is in the ring.
+        """
         if queue < len(self._queues) and self.status & _DRIVER_OK and not self._resetting:
+            if data is not None and queue in self._live:
+                self._live[queue].notified(data)
             self.on_notify(queue)
 
     def _read_features(self) -> int:

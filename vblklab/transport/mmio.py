@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from ..errors import VirtioError
 from ..ring import PackedLayout, SplitLayout
+from ..spec.virtio import Feature
 from ..spec.virtio_mmio import MAGIC, VENDOR, VERSION_2, Interrupt, Reg
 from .device_side import DeviceSide
 from .face import DriverSide
@@ -19,6 +20,7 @@ Steps = Generator[Any, int, Any]
 _QUEUE_NOTIFY, _INTERRUPT_STATUS, _INTERRUPT_ACK, _CONFIG = (
     int(reg) for reg in (Reg.QUEUE_NOTIFY, Reg.INTERRUPT_STATUS, Reg.INTERRUPT_ACK, Reg.CONFIG)
 )
+_DATA = int(Feature.NOTIFICATION_DATA)
 _CAUSES = int(Interrupt.VRING | Interrupt.CONFIG)
 
 
@@ -30,10 +32,11 @@ class Mmio:
 class Bus(Protocol):
     """How the driver reaches registers: a trap, a mailbox, a function call.  Accesses are 1, 2 or 4 bytes wide.
 
-    ``notify`` is the store to QueueNotify, ``vm_notify()``: the one access that machines treat in a way of its own.
+    ``notify`` is the store to QueueNotify, ``vm_notify()``: the one access that machines treat in a way of its own.  With ``data``
+    (NOTIFICATION_DATA) that is the upper half of what is stored; a bus whose doorbell is an eventfd has no room for it.
     """
 
-    def notify(self, queue: int) -> Steps: ...
+    def notify(self, queue: int, data: int | None = None) -> Steps: ...
 
     def read(self, offset: int, size: int = 4) -> Steps: ...
 
@@ -85,7 +88,10 @@ class MmioRegisters(DeviceSide):
     def write(self, offset: int, value: int, size: int = 4) -> None:
         """The driver stores ``value``.  A store that the specification gives no meaning is ignored."""
         if offset == _QUEUE_NOTIFY and size == 4:
-            self._notified(value)
+            if self._driver_features & _DATA:
+                self._notified(value & 0xFFFF, value >> 16)
+            else:
+                self._notified(value)
             return
         if offset == _INTERRUPT_ACK and size == 4:
             self.interrupt.ack(value)
@@ -216,9 +222,9 @@ class MmioTransport(DriverSide):
             yield from self.bus.write(_INTERRUPT_ACK, causes)
         return bool(causes & Interrupt.CONFIG), self._queues if causes & Interrupt.VRING else ()
 
-    def notify(self, queue: int) -> Steps:
-        """``vm_notify()``: the available buffer notification."""
-        return self.bus.notify(queue)
+    def notify(self, queue: int, data: int | None = None) -> Steps:
+        """``vm_notify()``, with ``data`` ``vm_notify_with_data()``: the available buffer notification."""
+        return self.bus.notify(queue) if data is None else self.bus.notify(queue, data)
 
     def _generation(self) -> Steps:
         return self.bus.read(Reg.CONFIG_GENERATION)

@@ -78,7 +78,7 @@ class Pci:
 class PciBus(Protocol):
     """How the driver reaches the function: configuration space by offset, its regions by their address in memory.
 
-    ``notify`` is the store of 2 bytes to a queue's notify address, ``vp_notify()``; machines treat it in a way of its own.
+    ``notify`` is the store of 2 bytes, or 4 with NOTIFICATION_DATA, to a queue's notify address; machines treat it in a way of its own.
     """
 
     def config_read(self, offset: int, size: int) -> Steps: ...
@@ -89,7 +89,7 @@ class PciBus(Protocol):
 
     def write(self, gpa: int, value: int, size: int = 4) -> Steps: ...
 
-    def notify(self, queue: int, gpa: int, value: int) -> Steps: ...
+    def notify(self, queue: int, gpa: int, value: int, size: int = 2) -> Steps: ...
 
 
 class _Structure(NamedTuple):
@@ -278,19 +278,19 @@ class PciTransport(DriverSide):
             yield from self._set(Common.QUEUE_SELECT, queue)
             yield from self._set(Common.QUEUE_ENABLE, 1)
 
-    def reset_queue(self, queue: int) -> Steps:
-        """Reset one queue and wait until the device has let go of it: ``vp_modern_set_queue_reset()``, queue_reset reads 0 (§4.1.4.3.2)."""
-        yield from self._set(Common.QUEUE_SELECT, queue)
-        yield from self._set(Common.QUEUE_RESET, 1)
-        while (yield from self._get(Common.QUEUE_RESET)):
-            pass
-
     def setup_queue(self, queue: int, layout: SplitLayout | PackedLayout) -> Steps:
         """One queue by itself, with the vector it had: to use it again after it was reset."""
         yield from self._describe(queue, layout)
         if self.vectors and not (yield from self._queue_vector(queue, self._vector_of(queue))):
             raise VirtioError(f"queue {queue} does not get its vector again", "4.1.5.1.2")
         yield from self._set(Common.QUEUE_ENABLE, 1)
+
+    def reset_queue(self, queue: int) -> Steps:
+        """Reset one queue and wait until the device has let go of it: ``vp_modern_set_queue_reset()``, queue_reset reads 0 (§4.1.4.3.2)."""
+        yield from self._set(Common.QUEUE_SELECT, queue)
+        yield from self._set(Common.QUEUE_RESET, 1)
+        while (yield from self._get(Common.QUEUE_RESET)):
+            pass
 
     def _describe(self, queue: int, layout: SplitLayout | PackedLayout) -> Steps:
         """``setup_vq()``: size, addresses, and where its doorbell is."""
@@ -382,10 +382,13 @@ class PciTransport(DriverSide):
 
     # -- the data path -------------------------------------------------------------------------------------------------------
 
-    def notify(self, queue: int) -> Steps:
-        """``vp_notify()``: store the queue's number, or what the device gave for it, to the queue's own address (§4.1.5.2)."""
+    def notify(self, queue: int, data: int | None = None) -> Steps:
+        """``vp_notify()``: store the queue's number, or what the device gave for it, to the queue's own address (§4.1.5.2).
+
+        With ``data`` (NOTIFICATION_DATA) it is a store of 4 bytes, ``data`` in the upper half: ``vp_notify_with_data()``.
+        """
         gpa, value = self._doorbells[queue]
-        return self.bus.notify(queue, gpa, value)
+        return self.bus.notify(queue, gpa, value) if data is None else self.bus.notify(queue, gpa, data << 16 | value, 4)
 
     @property
     def doorbells(self) -> dict[int, tuple[int, int]]:

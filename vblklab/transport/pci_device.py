@@ -361,7 +361,8 @@ class PciRegisters(DeviceSide):
             return
         queue, rest = divmod(offset, self._multiplier) if self._multiplier else (value & 0xFFFF & ~self._config_bits, offset)
         if not rest:
-            self._notified(queue)
+            told = size == 4 and self._driver_features & Feature.NOTIFICATION_DATA
+            self._notified(queue, value >> 16 if told else None)
 
     @property
     def _config_bits(self) -> int:

@@ -104,7 +104,7 @@ class VhostUserTransport:
 
     def device_features(self) -> Steps:
         """The features the device offers; the number of queues is what the back-end says it has."""
-        bits = self.offered & ~int(Feature.RING_RESET)
+        bits = self.offered & ~int(Feature.RING_RESET | Feature.NOTIFICATION_DATA)
         return bits if self.front_end.queues > 1 else bits & ~int(BlkFeature.MQ)
         yield
 
@@ -144,7 +144,7 @@ class VhostUserTransport:
         self.causes.ack(causes)
         return bool(causes & Interrupt.CONFIG), tuple(self._layouts) if causes & Interrupt.VRING else ()
 
-    def notify(self, queue: int) -> Steps:
+    def notify(self, queue: int, data: int | None = None) -> Steps:
         """The doorbell is the ring's kick eventfd."""
         yield ("vm_notify", queue)
         os.eventfd_write(self._kicks[queue], 1)
