@@ -71,7 +71,6 @@ def test_what_qemu_7_2_does_not_pass_on_is_not_negotiated(guest: GuestVm) -> Non
     assert guest.run("/bin/blkdiscard -s -l 1048576 /dev/vda", check=False).status != 0
 
 
-@pytest.mark.clause("BLK-DRV-016")
 @pytest.mark.parametrize("mode", ["write through", "write back", "write through", "write back"])
 def test_linux_switches_the_cache_mode(guest: GuestVm, mode: str) -> None:
     said = guest.run(f"cd /sys/block/vda && echo '{mode}' > cache_type && cat cache_type queue/write_cache").output
@@ -79,7 +78,6 @@ def test_linux_switches_the_cache_mode(guest: GuestVm, mode: str) -> None:
     guest.run("dd if=/dev/urandom of=/dev/vda bs=64k count=4 oflag=direct conv=fsync")
 
 
-@pytest.mark.clause("BLKZ-DEV-002", "BLKZ-DRV-005")
 def test_linux_writes_anywhere_on_a_host_aware_disk(guest: GuestVm, image: Path) -> None:
     for where in (31, 7, 8, 2):
         guest.run(f"dd if=/dev/urandom of=/dev/vda bs=1M count=1 seek={where} oflag=direct")
