@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         VirtioError,
     )
     from .events import EVENTS, STEPS, WAIT, Wait, event
+    from .guest.empty import EmptyDriver
     from .guest.fio import Fio
     from .guest.virtio_blk import VirtioBlkDriver
     from .interleave import schedules
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .lab.chapter_08 import linux_on, linux_run, scratch_image
     from .lab.check import check
     from .lab.doctor import doctor
+    from .lab.driver_bench import probe_log
     from .lab.words import words
     from .machine.costs import CostTable
     from .machine.guest_run import recorded
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
     from .trace.film import Film, film
     from .trace.run import Run
     from .transport import Mmio, Pci
-    from .view import compare, explore, export, lanes, latency, path_map, waterfall
+    from .view import compare, explore, export, lanes, latency, path_map, sweep, waterfall
 
 _WHERE = {
     "BadAddress": "errors",
@@ -66,6 +68,7 @@ _WHERE = {
     "DiskError": "errors",
     "EVENTS": "events",
     "EmptyDevice": "device",
+    "EmptyDriver": "guest.empty",
     "Film": "trace.film",
     "Fio": "guest.fio",
     "IOStack": "iostack",
@@ -121,11 +124,13 @@ _WHERE = {
     "linux_on": "lab.chapter_08",
     "linux_run": "lab.chapter_08",
     "path_map": "view",
+    "probe_log": "lab.driver_bench",
     "recorded": "machine.guest_run",
     "registers": "lab.bench",
     "scratch_image": "lab.chapter_08",
     "schedules": "interleave",
     "serve": "machine.serve",
+    "sweep": "view",
     "waterfall": "view",
     "words": "lab.words",
 }

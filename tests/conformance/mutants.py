@@ -66,9 +66,9 @@ def mutants() -> dict[str, list[Mutant]]:
 
 
 def results() -> dict[str, Any]:
-    """What ``mutation.json`` holds: commit, date and the outcome of each mutant by its key."""
+    """What ``mutation.json`` holds: date, and the outcome of each mutant by its key with the commit it was measured at."""
     if not RESULTS.exists():
-        return {"commit": "", "date": "", "seconds": 0, "mutants": {}}
+        return {"date": "", "seconds": 0, "mutants": {}}
     found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
     return found
 
@@ -177,17 +177,17 @@ def _main(asked: list[str]) -> int:
         chosen = [mutant for mutant in every if mutant.key not in kept]
     else:
         chosen = [one for one in every if not asked or any(fnmatchcase(name, pattern) for name in one.clause for pattern in asked)]
-    seconds = 0.0
+    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    commit, seconds = done.stdout.strip(), 0.0
     for mutant, outcome, took in play(chosen, workers=2):
         verdict = outcome.how or "SURVIVED"
         print(f"{took:5.1f} s  {' '.join(mutant.clause)}: {verdict}  ({mutant.why})", flush=True)
-        kept[mutant.key] = {"clause": mutant.clause, "caught": outcome.caught, "how": outcome.how}
+        kept[mutant.key] = {"clause": mutant.clause, "caught": outcome.caught, "how": outcome.how, "commit": commit}
         seconds += took
     if asked in ([], ["new"]):
-        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
         seconds += results()["seconds"] if asked else 0
         date = time.strftime("%Y-%m-%d", time.gmtime())
-        said = {"commit": commit.stdout.strip(), "date": date, "seconds": round(seconds), "mutants": kept}
+        said = {"date": date, "seconds": round(seconds), "mutants": kept}
         RESULTS.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -102,8 +102,8 @@ def _mutants() -> Iterator[str]:
     known = results()
     yield "## Mutants"
     yield ""
-    if known["commit"]:
-        yield f"Measured at commit `{known['commit']}` on {known['date']}; {known['seconds'] / 60:.0f} minutes of one CPU."
+    if commits := dict.fromkeys(f"`{found['commit']}`" for found in known["mutants"].values()):
+        yield f"Measured at {', '.join(commits)} until {known['date']}; {known['seconds'] / 60:.0f} minutes, two trees side by side."
         yield ""
     yield _row("part", "seeded", "caught", "survived", "not run")
     yield _row("---", *["---:"] * 4)

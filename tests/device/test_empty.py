@@ -60,7 +60,7 @@ def test_it_serves_the_live_machine() -> None:
 
 
 def test_an_empty_class_is_no_device() -> None:
-    with pytest.raises(vb.VirtioError, match="DeviceID reads 0x0"):
+    with pytest.raises(vb.VblkError, match="DeviceID reads 0"):
         vb.Pipeline(device=vb.EmptyDevice).boot(vb.SimMachine())
 
 

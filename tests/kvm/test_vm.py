@@ -151,6 +151,15 @@ def test_messages_reach_their_vector_by_ioctl_and_by_irqfd(machine: Machine, eve
     assert machine.mail[Mail.TAKEN] == sum(taken)
 
 
+def test_a_pending_interrupt_is_taken_without_idling(machine: Machine) -> None:
+    machine.set_up_apic(LINE_EDGE)
+    assert not machine.take_pending()
+    for vector in payload.MSI_VECTORS:
+        machine.vm.signal_msi(vector)
+    assert machine.take_pending()
+    assert machine.by_message() == [1] * len(payload.MSI_VECTORS)
+
+
 @pytest.mark.parametrize("poll", [False, True])
 def test_a_kick_ends_an_idle_vcpu_which_then_does_the_next_op(machine: Machine, poll: bool) -> None:
     kicker = threading.Timer(0.05, machine.vcpu.kick)

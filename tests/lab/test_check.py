@@ -432,3 +432,14 @@ def test_virtualization_helps_with_each_kind_of_mistake(steps: tuple[str, ...], 
     assert verdict.state == "wrong"
     assert hint in verdict.text
     assert f"{shares(fast, *DOWN, *UP):.0f}" not in verdict.text
+
+
+def test_two_chapters_cannot_have_a_question_of_one_name() -> None:
+    from vblklab.lab.check import question, right
+
+    def step_of_pop(answer: Any) -> Verdict:
+        return right("")
+
+    assert vb.check.step_of_pop("D5").ok
+    with pytest.raises(vb.ConfigError, match="two chapters have a question 'step_of_pop'"):
+        question("99", "Which?")(step_of_pop)

@@ -138,6 +138,14 @@ def test_what_cannot_be_is_refused_with_the_remedy(machine: Any, call: str, tran
 
 
 @pytest.mark.parametrize(
+    ("call", "transport", "remedy"), [("msi", vb.Mmio(), r"use transport=vb.Pci\(\)"), ("irqfd", vb.Pci(), "SimMachine")]
+)
+def test_the_machine_with_real_exits_has_neither_messages_nor_virtio_pci(call: str, transport: Any, remedy: str) -> None:
+    with pytest.raises(vb.ConfigError, match=remedy):
+        recipe(call=call, transport=transport).boot(vb.KvmMachine())
+
+
+@pytest.mark.parametrize(
     ("transport", "call", "vectors"), [(vb.Pci(), "irqfd", 3), (vb.Pci(vectors=2), "irqfd", 2), (vb.Pci(vectors=1), "intx", 0)]
 )
 def test_the_driver_takes_what_it_gets(transport: Any, call: str, vectors: int) -> None:

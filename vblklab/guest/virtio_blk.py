@@ -456,7 +456,7 @@ class VirtioBlkDriver:
             raise ConfigError(f"queue {self._replaced} is being reset", "wait until its reset_queue() ends")
         if size is None or size == self.queues[queue].size:
             return self.queues[queue].size
-        least = self.limits.max_segments + 2  # a chain is never longer than its queue: §2.7.5.3.1
+        least = self.limits.max_segments + (2 if self.zoned is None else 3)  # a chain is never longer than its queue: §2.7.5.3.1
         most = self._most[queue]
         if not least <= size <= most:
             raise ConfigError(f"queue {queue} of {size} entries", f"use {least}, the longest request, to {most}, the device's limit")

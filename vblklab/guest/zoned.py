@@ -130,6 +130,7 @@ class ZonedDisk:
         zones: list[BlkZone] = []
         while len(zones) < most and sector < driver.capacity_sectors:
             gpa = self._take(_REPORT_BYTES)
+            driver.memory.write(gpa, bytes(_REPORT_BYTES))
             bio = yield from driver.execute(Op.DRV_IN, sector, [(gpa, _REPORT_BYTES)], int(ReqType.ZONE_REPORT))
             data = bytes(driver.memory.read(gpa, _REPORT_BYTES))
             self._give_back(_REPORT_BYTES, gpa)
@@ -170,12 +171,12 @@ class ZonedDisk:
         if len(data) > self.max_append_sectors * SECTOR_BYTES:
             raise ConfigError(f"an append of {len(data)} bytes", f"the device takes at most {self.max_append_sectors} sectors")
         driver = self._driver
+        most, room = driver.limits.max_segment_bytes, driver.limits.max_segments
+        if len(data) > most * room:
+            raise ConfigError(f"an append of {len(data)} bytes", f"a request here holds {room} segments of {most} bytes")
         gpa = self._take(len(data))
         driver.memory.write(gpa, data)
-        most = driver.limits.max_segment_bytes
         segments = [(gpa + at, min(most, len(data) - at)) for at in range(0, len(data), most)]
-        if len(segments) > driver.limits.max_segments:
-            raise ConfigError(f"an append of {len(data)} bytes", f"a request holds {driver.limits.max_segments} segments of {most} bytes")
         bio = yield from driver.execute(Op.ZONE_APPEND, sector, segments)
         self._give_back(len(data), gpa)
         return _appended(bio)
@@ -196,6 +197,8 @@ class ZonedDisk:
         expected = sector - sector % self.zone_sectors
         zones = []
         for number in range(count):
+            if expected >= self._driver.capacity_sectors:
+                break
             capacity, start, wp, kind, state = ZONE_DESC.unpack_from(data, ZONE_REPORT.size + number * ZONE_DESC.size)
             length = min(self.zone_sectors, self._driver.capacity_sectors - start)
             if start != expected or length <= 0:

@@ -99,7 +99,7 @@ class _Bus:
         if offset == Reg.INTERRUPT_ACK:
             self.system.status.ack(value)
 
-    def notify(self, queue: int) -> Steps:
+    def notify(self, queue: int, data: int | None = None) -> Steps:
         yield ("doorbell_fast", int(Reg.QUEUE_NOTIFY), queue)
         self.system.guest.fence()
         self.system.kicks += 1

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import KvmError, NotHere
 from .ioctl import API_VERSION, Ioctl, ioctl
 
-__all__ = ["emulates", "flavour", "found", "open_kvm"]
+__all__ = ["apicv", "emulates", "flavour", "found", "open_kvm"]
 
 DEVICE, MODULES = "/dev/kvm", "/sys/module"
 _FLAVOURS = ("kvm_amd", "kvm_hv", "kvm_intel", "kvm_pvm")
@@ -27,6 +27,17 @@ def flavour(modules: str = MODULES) -> str:
 def emulates(modules: str = MODULES) -> bool:
     """Whether this KVM emulates a guest's ring 0 instruction by instruction."""
     return (Path(modules) / "kvm_pvm").is_dir()
+
+
+def apicv(modules: str = MODULES) -> bool:
+    """Whether the processor delivers interrupts itself (Intel's APICv, AMD's AVIC): then KVM's ``irq_injections`` does not count them."""
+    for parameter in ("kvm_intel/parameters/enable_apicv", "kvm_amd/parameters/avic"):
+        try:
+            if (Path(modules) / parameter).read_text(encoding="ascii").strip() in ("Y", "1"):
+                return True
+        except OSError:
+            continue
+    return False
 
 
 def found(device: str = DEVICE, modules: str = MODULES) -> tuple[bool, str, str]:

@@ -49,7 +49,7 @@ LISTING = """\
 00f  bd0000e0fe                    mov  ebp, 0xfee00000            # the local APIC
 014  8b4b04                next:   mov  ecx, [ebx+0x04]            # addr
 017  8b03                          mov  eax, [ebx]                 # op; interrupts are off
-019  ff2485760100e0                jmp  [eax*4+ops]
+019  ff2485770100e0                jmp  [eax*4+ops]
 020  fb                    hlt:    sti                             # op 0: idle in the kernel until an interrupt comes
 021  f4                            hlt
 022  fa                            cli                             # a kick ends up here
@@ -90,88 +90,88 @@ LISTING = """\
 074  749e                          jz   next
 076  ebc7                          jmp  tell
 078  fb                    window: sti                             # op 10: take what is pending
-079  90                            nop
-07a  fa                            cli
-07b  ebc2                          jmp  tell
-07d  0f31                  stamp:  rdtsc                           # op 11: what time is it?
-07f  894320                        mov  [ebx+0x20], eax
-082  895324                        mov  [ebx+0x24], edx
-085  ebb8                          jmp  tell
-087  0f31                  isr:    rdtsc                           # the line of virtio-pci
-089  894320                        mov  [ebx+0x20], eax
-08c  895324                        mov  [ebx+0x24], edx
-08f  8b5338                        mov  edx, [ebx+0x38]
-092  0fb602                        movzx eax, byte ptr [edx]       # ISR status: an exit, which acknowledges too
-095  85c0                          test eax, eax
-097  7430                          jz   none
-099  eb12                          jmp  causes
-09b  0f31                  irq:    rdtsc                           # the line of virtio-mmio
-09d  894320                        mov  [ebx+0x20], eax
-0a0  895324                        mov  [ebx+0x24], edx
-0a3  8b4660                        mov  eax, [esi+0x60]            # InterruptStatus: an exit
-0a6  85c0                          test eax, eax
-0a8  741f                          jz   none
-0aa  894664                        mov  [esi+0x64], eax            # InterruptACK: another; the device lowers the line
-0ad  094318                causes: or   [ebx+0x18], eax
-0b0  8b07                          mov  eax, [edi]
-0b2  034704                        add  eax, [edi+4]
-0b5  89c1                          mov  ecx, eax
-0b7  2b4b3c                        sub  ecx, [ebx+0x3c]            # raised since the interrupt before this one
-0ba  89433c                        mov  [ebx+0x3c], eax
-0bd  014b2c                        add  [ebx+0x2c], ecx            # seen
-0c0  49                            dec  ecx
-0c1  014b30                        add  [ebx+0x30], ecx            # coalesced
-0c4  e996000000                    jmp  taken
-0c9  ff4334                none:   inc  dword ptr [ebx+0x34]       # spurious: not ours, or served by the handler's run before
-0cc  c785b000000000000000          mov  dword ptr [ebp+0xb0], 0
-0d6  83c40c                        add  esp, 12
-0d9  e936ffffff                    jmp  next
-0de  e84b000000            msis:   call msi                        # message n of 16 comes in at msis + 5 n
-0e3  e846000000                    call msi
-0e8  e841000000                    call msi
-0ed  e83c000000                    call msi
-0f2  e837000000                    call msi
-0f7  e832000000                    call msi
-0fc  e82d000000                    call msi
-101  e828000000                    call msi
-106  e823000000                    call msi
-10b  e81e000000                    call msi
-110  e819000000                    call msi
-115  e814000000                    call msi
-11a  e80f000000                    call msi
-11f  e80a000000                    call msi
-124  e805000000                    call msi
-129  e800000000                    call msi
-12e  0f31                  msi:    rdtsc
-130  894320                        mov  [ebx+0x20], eax
-133  895324                        mov  [ebx+0x24], edx
-136  59                            pop  ecx
-137  81e9e30000e0                  sub  ecx, offset msis+5         # 5 n
-13d  8b448f20                      mov  eax, [edi+ecx*4+0x20]
-141  89c2                          mov  edx, eax
-143  2b948b84000000                sub  edx, [ebx+ecx*4+0x84]      # sent since the one before
-14a  89848b84000000                mov  [ebx+ecx*4+0x84], eax
-151  01532c                        add  [ebx+0x2c], edx            # seen
-154  4a                            dec  edx
-155  015330                        add  [ebx+0x30], edx            # coalesced
-158  ff848b80000000                inc  dword ptr [ebx+ecx*4+0x80] # taken, by message
-15f  ff4328                taken:  inc  dword ptr [ebx+0x28]
-162  c785b000000000000000          mov  dword ptr [ebp+0xb0], 0    # EOI
-16c  83c40c                        add  esp, 12                    # drop the frame: eip, cs, eflags
-16f  e611                          out  0x11, al                   # tell of the interrupt
-171  e99efeffff                    jmp  next
-176  200000e0              ops:    .long hlt
-17a  250000e0                      .long poll
-17e  300000e0                      .long load1
-182  350000e0                      .long load2
-186  3a0000e0                      .long load4
-18a  430000e0                      .long store1
-18e  4a0000e0                      .long store2
-192  520000e0                      .long store4
-196  590000e0                      .long ring2
-19a  670000e0                      .long ring4
-19e  780000e0                      .long window
-1a2  7d0000e0                      .long stamp
+079  e612                          out  0x12, al                   # the entry after this exit does; an emulated sti may look much later
+07b  fa                            cli
+07c  ebc1                          jmp  tell
+07e  0f31                  stamp:  rdtsc                           # op 11: what time is it?
+080  894320                        mov  [ebx+0x20], eax
+083  895324                        mov  [ebx+0x24], edx
+086  ebb7                          jmp  tell
+088  0f31                  isr:    rdtsc                           # the line of virtio-pci
+08a  894320                        mov  [ebx+0x20], eax
+08d  895324                        mov  [ebx+0x24], edx
+090  8b5338                        mov  edx, [ebx+0x38]
+093  0fb602                        movzx eax, byte ptr [edx]       # ISR status: an exit, which acknowledges too
+096  85c0                          test eax, eax
+098  7430                          jz   none
+09a  eb12                          jmp  causes
+09c  0f31                  irq:    rdtsc                           # the line of virtio-mmio
+09e  894320                        mov  [ebx+0x20], eax
+0a1  895324                        mov  [ebx+0x24], edx
+0a4  8b4660                        mov  eax, [esi+0x60]            # InterruptStatus: an exit
+0a7  85c0                          test eax, eax
+0a9  741f                          jz   none
+0ab  894664                        mov  [esi+0x64], eax            # InterruptACK: another; the device lowers the line
+0ae  094318                causes: or   [ebx+0x18], eax
+0b1  8b07                          mov  eax, [edi]
+0b3  034704                        add  eax, [edi+4]
+0b6  89c1                          mov  ecx, eax
+0b8  2b4b3c                        sub  ecx, [ebx+0x3c]            # raised since the interrupt before this one
+0bb  89433c                        mov  [ebx+0x3c], eax
+0be  014b2c                        add  [ebx+0x2c], ecx            # seen
+0c1  49                            dec  ecx
+0c2  014b30                        add  [ebx+0x30], ecx            # coalesced
+0c5  e996000000                    jmp  taken
+0ca  ff4334                none:   inc  dword ptr [ebx+0x34]       # spurious: not ours, or served by the handler's run before
+0cd  c785b000000000000000          mov  dword ptr [ebp+0xb0], 0
+0d7  83c40c                        add  esp, 12
+0da  e935ffffff                    jmp  next
+0df  e84b000000            msis:   call msi                        # message n of 16 comes in at msis + 5 n
+0e4  e846000000                    call msi
+0e9  e841000000                    call msi
+0ee  e83c000000                    call msi
+0f3  e837000000                    call msi
+0f8  e832000000                    call msi
+0fd  e82d000000                    call msi
+102  e828000000                    call msi
+107  e823000000                    call msi
+10c  e81e000000                    call msi
+111  e819000000                    call msi
+116  e814000000                    call msi
+11b  e80f000000                    call msi
+120  e80a000000                    call msi
+125  e805000000                    call msi
+12a  e800000000                    call msi
+12f  0f31                  msi:    rdtsc
+131  894320                        mov  [ebx+0x20], eax
+134  895324                        mov  [ebx+0x24], edx
+137  59                            pop  ecx
+138  81e9e40000e0                  sub  ecx, offset msis+5         # 5 n
+13e  8b448f20                      mov  eax, [edi+ecx*4+0x20]
+142  89c2                          mov  edx, eax
+144  2b948b84000000                sub  edx, [ebx+ecx*4+0x84]      # sent since the one before
+14b  89848b84000000                mov  [ebx+ecx*4+0x84], eax
+152  01532c                        add  [ebx+0x2c], edx            # seen
+155  4a                            dec  edx
+156  015330                        add  [ebx+0x30], edx            # coalesced
+159  ff848b80000000                inc  dword ptr [ebx+ecx*4+0x80] # taken, by message
+160  ff4328                taken:  inc  dword ptr [ebx+0x28]
+163  c785b000000000000000          mov  dword ptr [ebp+0xb0], 0    # EOI
+16d  83c40c                        add  esp, 12                    # drop the frame: eip, cs, eflags
+170  e611                          out  0x11, al                   # tell of the interrupt
+172  e99dfeffff                    jmp  next
+177  200000e0              ops:    .long hlt
+17b  250000e0                      .long poll
+17f  300000e0                      .long load1
+183  350000e0                      .long load2
+187  3a0000e0                      .long load4
+18b  430000e0                      .long store1
+18f  4a0000e0                      .long store2
+193  520000e0                      .long store4
+197  590000e0                      .long ring2
+19b  670000e0                      .long ring4
+19f  780000e0                      .long window
+1a3  7e0000e0                      .long stamp
 """
 
 

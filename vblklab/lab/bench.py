@@ -82,6 +82,13 @@ def offset_of(register: str | int) -> int:
     return int(register)
 
 
+def name_of(offset: int) -> str:
+    """A register's name in the specification; configuration space by its offset in it."""
+    if offset > Reg.CONFIG:
+        return f"Config + {offset - Reg.CONFIG}"
+    return {at: name for name, at in _NAMES.items()}.get(offset, f"{offset:#05x}")
+
+
 class Bench:
     """``read`` and ``write`` registers, ``handshake()``, then ``request(readable, sizes)``; ``disk`` is what lies below."""
 

@@ -37,7 +37,8 @@ def call(function: Callable[..., Any], *arguments: Any, lines: int = _LINES) -> 
         return count
 
     try:
-        sys.settrace(count)
+        if lines:
+            sys.settrace(count)
         try:
             return function(*arguments)
         finally:

@@ -24,7 +24,7 @@ from ..errors import ConfigError
 
 __all__ = ["Checks", "NoSuchQuestion", "Prediction", "Question", "Verdict", "Wrong", "check", "prediction", "question", "right", "wrong"]
 
-_CHAPTERS = ("chapter_00", "chapter_01", "device_stages", "chapter_05", "chapter_08")
+_CHAPTERS = ("chapter_00", "chapter_01", "device_stages", "chapter_02", "driver_stages", "chapter_05", "chapter_08")
 
 
 @dataclass(frozen=True)
@@ -181,14 +181,21 @@ def _shown(answer: Any) -> str:
 _QUESTIONS: dict[str, Question] = {}
 
 
+def _declare(one: Question) -> Question:
+    known = _QUESTIONS.setdefault(one.name, one)
+    if known.judge.__module__ != one.judge.__module__:
+        raise ConfigError(f"two chapters have a question {one.name!r}: {known.chapter} and {one.chapter}", "give one of them another name")
+    return known
+
+
 def question(chapter: str, asks: str) -> Callable[[Callable[..., Verdict]], Question]:
     """Declare a question: the function takes the answer (and what it is judged from) and returns ``right`` or ``wrong``."""
-    return lambda judge: _QUESTIONS.setdefault(judge.__name__, Question(judge.__name__, chapter, asks, judge))
+    return lambda judge: _declare(Question(judge.__name__, chapter, asks, judge))
 
 
 def prediction(chapter: str, asks: str, *, read: Callable[[Any], Any]) -> Callable[[Callable[..., Verdict]], Question]:
     """Declare a prediction: ``read`` turns an answer into a guess or raises Wrong; the function judges a guess from runs."""
-    return lambda judge: _QUESTIONS.setdefault(judge.__name__, Question(judge.__name__, chapter, asks, judge, read))
+    return lambda judge: _declare(Question(judge.__name__, chapter, asks, judge, read))
 
 
 def _all() -> dict[str, Question]:

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from ..errors import ConfigError, KvmExit, NotHere
+from ..kvm import check_wire
 from ..kvm import host as kvm_host
 from ..kvm.guest import FIRST_MSI_GSI, GSI, LINE_EDGE, LINE_LEVEL, GuestClock, PayloadVm
 from ..kvm.payload import ISR_VECTOR, LINE_VECTOR, MSI_VECTORS, REGISTERS_GPA, SENT_AT, SENT_STRIDE, Mail
@@ -67,6 +68,7 @@ class KvmMachine(LiveMachine):
         missing = live_missing()
         if missing:
             raise NotHere(missing)
+        check_wire(recipe.kvm, recipe.transport)
         works, why, gain = kvm_host.found()
         if not works:
             raise NotHere(why, f"{gain}; SimMachine (L0) and LiveMachine (L2) work without it")
@@ -455,6 +457,9 @@ class KvmVm(LiveVm):
         return {
             "kvm": kvm_host.flavour() + (", which emulates ring 0" if kvm_host.emulates() else ""),
             "vCPU": f"one, payload in 32-bit mode, idles by {self.machine.idle}",  # type: ignore[attr-defined]
+            "interrupt delivery": "by the processor (APICv or AVIC): vcpu_irq_injections is no count of them"
+            if kvm_host.apicv()
+            else "injected by KVM: vcpu_irq_injections = interrupts_taken + interrupts_spurious",
             "guest clock": f"TSC of {clock.khz} kHz joined to CLOCK_MONOTONIC within {clock.error_ns / 1e3:.1f} µs "
             f"at boot, {self._drift_ns / 1e3:+.1f} µs off at the end",
         }

@@ -14,8 +14,8 @@ from .runs import RunLike, caption, labels, provenance_text
 from .text import SMALL_PX, TEXT_PX, TITLE_PX, escape, text_px, wrap
 
 __all__ = [
-    "CONFIG", "MARKERS", "ROOM_COLOURS", "ROOM_NAMES", "ROOM_OF_STEP", "RUN_COLOURS", "TEMPLATE", "Draft", "finish", "hatch", "note",
-    "plain", "text_on", "tint",
+    "CONFIG", "MARKERS", "MARKERS_OF_LINES", "ROOM_COLOURS", "ROOM_NAMES", "ROOM_OF_STEP", "RUN_COLOURS", "TEMPLATE", "Draft",
+    "finish", "hatch", "note", "plain", "text_on", "tint",
 ]
 
 WIDTH, EDGE = 860, 20  # fits JupyterLab's output on a small screen, and a page at full width
@@ -37,6 +37,7 @@ ROOM_OF_STEP = dict(zip(
     ("app", "guest-stack", "driver", "kvm", "device", "host-stack", "host-driver", "disk",
      "host-driver", "host-stack", "device", "device", "kvm", "driver", "guest-stack"), strict=True,
 ))
+MARKERS_OF_LINES = ("circle", "square", "diamond", "triangle-up", "x", "cross")
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#a0427e", "#4d3319", "#8a929b")
 
 CONFIG: dict[str, Any] = {"displaylogo": False, "responsive": False, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
