@@ -418,8 +418,9 @@ class KvmVm(LiveVm):
         guest = self.guest
         self._drift_ns = self._clock.drift_ns(guest.clock())
         deadline = time.monotonic() + _DRAIN_S
-        while guest.mail[Mail.SEEN] != self._raised() and time.monotonic() < deadline:
-            guest.take_pending()  # what was sent after the last I/O was reaped
+        while guest.take_pending() or guest.mail[Mail.SEEN] != self._raised():  # what was sent after the last I/O was reaped
+            if time.monotonic() > deadline:
+                break
         self._counters = self._count()
 
     def _raised(self) -> int:
@@ -457,7 +458,7 @@ class KvmVm(LiveVm):
             "vCPU": f"one, payload in 32-bit mode, idles by {self.machine.idle}",  # type: ignore[attr-defined]
             "interrupt delivery": "by the processor (APICv or AVIC): vcpu_irq_injections is no count of them"
             if kvm_host.apicv()
-            else "injected by KVM: vcpu_irq_injections = interrupts_taken + interrupts_spurious",
+            else "injected by KVM: vcpu_irq_injections = taken + spurious, and one more for each entry that was cancelled",
             "guest clock": f"TSC of {clock.khz} kHz joined to CLOCK_MONOTONIC within {clock.error_ns / 1e3:.1f} µs "
             f"at boot, {self._drift_ns / 1e3:+.1f} µs off at the end",
         }
