@@ -153,6 +153,7 @@ class _PciBus(_Exits, LivePciBus):
     """virtio-pci: configuration space is memory (ECAM), and each queue has its doorbell where the device says."""
 
     isr_gpa = -1
+    left: Callable[[], int] | None = None  # once the device's half has ended: the causes that it left behind
     bells: dict[tuple[int, int], int]
     lower: Callable[[Callable[[], int]], None]
 
@@ -193,6 +194,8 @@ class _PciBus(_Exits, LivePciBus):
             raise self.nothing_at(addr)
         if addr == self.isr_gpa:
             self.lower(lambda: 0)  # before the read that clears it: who sets it again later raises the line again
+            if self.left is not None:
+                return self.left()
         return self._access(int(exit_.write), addr, exit_.value, exit_.size)
 
 
@@ -416,6 +419,8 @@ class KvmVm(LiveVm):
     def _finish_device(self) -> None:
         super()._finish_device()
         guest = self.guest
+        if isinstance(self.bus, _PciBus):
+            self.bus.left = lambda: int(guest.mail[Mail.SEEN] != self._raised())
         self._drift_ns = self._clock.drift_ns(guest.clock())
         deadline = time.monotonic() + _DRAIN_S
         while guest.take_pending() or guest.mail[Mail.SEEN] != self._raised():  # what was sent after the last I/O was reaped
