@@ -57,7 +57,8 @@ def account(counters: dict[str, int], kick: str) -> None:
     assert counters["interrupts_sent"] == counters["interrupts_taken"] + counters["interrupts_coalesced"] >= counters["notifies"] > 0
     assert counters["interrupts_coalesced"] >= 0
     if "vcpu_irq_injections" in counters and not host.apicv():
-        assert counters["vcpu_irq_injections"] == counters["interrupts_taken"] + counters["interrupts_spurious"]
+        handled = counters["interrupts_taken"] + counters["interrupts_spurious"]
+        assert handled <= counters["vcpu_irq_injections"] <= 1.1 * handled + 10, "an entry that is cancelled is injected and counted again"
 
 
 @real
