@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,3 +135,23 @@ def test_a_dead_socket_is_replaced_and_removed(tmp_path: Path) -> None:
     with vb.serve(disk=vb.Ram(1 << 20), socket=str(path), where="thread") as served:
         is_served(served)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("size", [7, 64])
+@pytest.mark.parametrize("options", [{}, {"event_idx": False}, {"indirect": False, "seg_max": 4}], ids=repr)
+def test_packed_rings_go_over_a_connection(size: int, options: dict[str, Any]) -> None:
+    app = vb.Fio(rw="randrw", bs=4096, iodepth=16, number_ios=400, verify="crc32")
+    recipe = vb.Pipeline(app=app, queue=vb.Packed(size), device=vb.VirtioBlkDevice(**options), disk=vb.Ram(16 << 20))
+    vm = recipe.boot(vb.VhostUserMachine())
+    run = vm.run()
+    assert (run.ios, run.errors, run.mismatches) == (400, 0, 0)
+    assert vm.driver.features >> 34 & 1 and vm.driver.queues[0].num_free == size
+
+
+@pytest.mark.qemu
+def test_qemu_storage_daemon_offers_no_packed_rings(tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    recipe = vb.Pipeline(app=vb.Fio(number_ios=1), queue=vb.Packed(64), host=vb.StorageDaemon(str(image)))
+    with pytest.raises(vb.VirtioError, match="does not offer RING_PACKED"):
+        recipe.boot(vb.VhostUserMachine())

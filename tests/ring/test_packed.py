@@ -275,8 +275,8 @@ def test_the_queue_is_the_only_thing_that_changes(machine: Any, size: int, optio
 
 def test_what_cannot_be_packed_is_refused() -> None:
     recipe = vb.Pipeline(queue=vb.Packed(64))
-    with pytest.raises(vb.ConfigError, match="vhost-user carries split rings"):
-        recipe.boot(vb.VhostUserMachine())
+    with pytest.raises(vb.ConfigError, match="no IN_ORDER here"):
+        recipe.replace(queue=vb.Packed(64, in_order=True)).boot(vb.VhostUserMachine())
     vm = recipe.boot(vb.SimMachine())
     with pytest.raises(vb.ConfigError, match="ring view"):
         vm.ring()

@@ -62,6 +62,9 @@ class LinuxVm:
         size = min(recipe.queue.size, _QUEUE_MOST)
         host = recipe.host
         if host is not None:
+            if recipe.queue.packed:
+                what = f"queue={recipe.queue!r} with host={host!r}"
+                raise ConfigError(what, "only our device offers a guest packed rings here: leave host out")
             if not hasattr(host, "start"):
                 return host
             self._host = host.start()
@@ -74,7 +77,7 @@ class LinuxVm:
                 "its QEMU does not pass VIRTIO_BLK_F_ZONED on: use model='host-aware', or our own driver (guest=None)",
             )
         self.served = serve(device, recipe.disk, engine=real_engine(recipe), poll_us=machine.poll_us, trace=machine.trace)
-        return VhostUserDisk(self.served.socket, queues=device.num_queues, queue_size=size)
+        return VhostUserDisk(self.served.socket, queues=device.num_queues, queue_size=size, packed=recipe.queue.packed)
 
     @property
     def _traced(self) -> bool:

@@ -13,10 +13,9 @@ from typing import Any
 from ..device import VirtioBlkDevice
 from ..disk import Store
 from ..errors import BadAddress, VblkError, VhostUserError, VirtioError
-from ..ring import SplitDevice, SplitLayout
+from ..ring import PackedDevice, PackedLayout, SplitDevice, SplitLayout
 from ..spec.vhost_user import BackendReq, ProtocolFeature
 from ..spec.virtio import Feature, Status
-from ..spec.virtio_ring import avail_ring_bytes, desc_table_bytes, used_ring_bytes
 from ..vhost.back_end import BackEnd
 from ..vhost.channel import Channel, Closed, close_all
 from ..vhost.codec import Message
@@ -70,7 +69,7 @@ class VhostServer:
     ) -> None:
         self.device, self.engine, self.store = device, engine, store
         device.num_queues = device.num_queues or 1
-        device.packed = device.in_order = device.ring_reset = device.notification_data = False
+        device.in_order = device.ring_reset = device.notification_data = False
         self.log = log
         self.stopped = False
         self.loop = LiveLoop("device:epoll_wait", trace=trace, first_number=1000)
@@ -430,15 +429,22 @@ class _Session:
             raise VhostUserError(f"ring {number} runs without a memory table")
         features = self.back_end.features
         size = vring.size
+        packed = features & Feature.RING_PACKED
+        lengths = PackedLayout(size, 0, 0, 0).areas() if packed else SplitLayout(size, 0, 0, 0).areas()
         try:
-            layout = SplitLayout(
-                size,
-                gpa(vring.desc, desc_table_bytes(size)),
-                gpa(vring.avail, avail_ring_bytes(size)),
-                gpa(vring.used, used_ring_bytes(size)),
-            )
+            desc, avail, used = (gpa(at, area[1]) for at, area in zip((vring.desc, vring.avail, vring.used), lengths, strict=True))
         except BadAddress as error:
             raise VhostUserError(f"ring {number} lies outside the memory table: {error.what}") from None
+        options: dict[str, Any] = dict(
+            number=number,
+            event_idx=bool(features & Feature.EVENT_IDX),
+            indirect=bool(features & Feature.INDIRECT_DESC),
+            chain_max=self.device.chain_max,
+        )
+        if packed:
+            self._add_ring(number, PackedDevice(memory, PackedLayout(size, desc, avail, used), **options, state=vring.base))
+            return
+        layout = SplitLayout(size, desc, avail, used)
         (used_idx,) = struct.unpack("<H", memory.read(layout.used + 2, 2))
         inflight, heads, base = None, [], vring.base
         if self._inflight is not None:
@@ -447,20 +453,13 @@ class _Session:
             inflight = InflightQueue(self._inflight, number, self._inflight_size)
             heads = inflight.recover(used_idx)
             base = (used_idx + len(heads)) & 0xFFFF
-        ring = SplitDevice(
-            memory,
-            layout,
-            number=number,
-            event_idx=bool(features & Feature.EVENT_IDX),
-            indirect=bool(features & Feature.INDIRECT_DESC),
-            chain_max=self.device.chain_max,
-            last_avail_idx=base,
-            used_idx=used_idx,
-            inflight=inflight,
-        )
+        ring = SplitDevice(memory, layout, **options, last_avail_idx=base, used_idx=used_idx, inflight=inflight)
+        self._add_ring(number, ring, heads)
+
+    def _add_ring(self, number: int, ring: Any, resubmit: list[int] | None = None) -> None:
         self.rings[number] = ring
-        self._counted[number] = used_idx
-        self.device.start_queue(number, ring, resubmit=heads)
+        self._counted[number] = ring.completed
+        self.device.start_queue(number, ring, resubmit=resubmit or ())
 
     def _stop_ring(self, number: int) -> Any:
         ring = self.rings[number]
@@ -470,7 +469,7 @@ class _Session:
                 return
             self.count()
             del self.rings[number]
-            self._resume(ring.last_avail_idx)
+            self._resume(ring.state)
 
         self.device.stop_queue(number, stopped)
         return _LATER
@@ -488,7 +487,7 @@ class _Session:
             if self._closed:
                 return
             self.count()
-            self.back_end.vrings[number].base = self.rings.pop(number).last_avail_idx
+            self.back_end.vrings[number].base = self.rings.pop(number).state
             left.discard(number)
             if left:
                 return
@@ -566,8 +565,8 @@ class _Session:
     def count(self) -> None:
         """Add what the used rings moved since the last count."""
         for number, ring in self.rings.items():
-            self.server.counts["requests"] += (ring.used_idx - self._counted[number]) & 0xFFFF
-            self._counted[number] = ring.used_idx
+            self.server.counts["requests"] += (ring.completed - self._counted[number]) & 0xFFFF
+            self._counted[number] = ring.completed
 
     def close(self) -> None:
         """Close every descriptor of this connection."""

@@ -58,8 +58,6 @@ class VhostUserMachine(LiveMachine):
         missing = live_missing()
         if missing:
             raise NotHere(missing)
-        if recipe.queue.packed:
-            raise ConfigError(f"queue={recipe.queue!r} on {self!r}", "vhost-user carries split rings here: replace(queue=vb.Split())")
         if getattr(recipe.queue, "in_order", False):
             raise ConfigError(f"queue={recipe.queue!r} on {self!r}", "vhost-user rings have no IN_ORDER here: leave in_order out")
         if recipe.guest is not None:
@@ -109,7 +107,7 @@ class VhostUserVm(LiveVm):
             channel.close()
             raise
         self._closers.append(self.transport.close)
-        self.driver.attach(self.pages, self.transport, self.iostack, queue_size=recipe.queue.size)
+        self.driver.attach(self.pages, self.transport, self.iostack, queue_size=recipe.queue.size, packed=recipe.queue.packed)
         self._irq = self.loop.add("guest irq", interrupts(self.driver.interrupt, self.transport.causes))
         self._channel = channel
         self.loop.watch(channel.fileno(), self._from_device)

@@ -37,13 +37,15 @@ class GuestDisk(Protocol):
 class VhostUserDisk:
     """A disk that another process serves over vhost-user at the unix socket ``socket``: vhost-user-blk-pci.
 
-    ``reconnect_s`` is how often QEMU tries again when the connection is lost; 0 gives up.
+    ``reconnect_s`` is how often QEMU tries again when the connection is lost; 0 gives up.  With ``packed`` QEMU offers the guest packed
+    rings, if the other process does.
     """
 
     socket: str | Path
     queues: int = 1
     queue_size: int = 128
     reconnect_s: int = 1
+    packed: bool = False
 
     def __post_init__(self) -> None:
         _check_queues(self, self.queues, self.queue_size)
@@ -63,7 +65,8 @@ class VhostUserDisk:
         """A socket chardev and the device over it."""
         again = f"reconnect-ms={self.reconnect_s * 1000}" if qemu >= (9, 2) else f"reconnect={self.reconnect_s}"
         more = again if self.reconnect_s else ""
-        return vhost_user_blk(f"disk{number}", self.socket, queues=self.queues, queue_size=self.queue_size, more=more)
+        arguments = vhost_user_blk(f"disk{number}", self.socket, queues=self.queues, queue_size=self.queue_size, more=more)
+        return [*arguments[:-1], arguments[-1] + ",packed=on"] if self.packed else arguments
 
 
 @dataclass(frozen=True)

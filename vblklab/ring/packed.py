@@ -340,7 +340,11 @@ class PackedDriver(_Half):
 
 
 class PackedDevice(_Half):
-    """The device half; the interface is that of ``SplitDevice``, whose record of buffers in flight it does not have."""
+    """The device half; the interface is that of ``SplitDevice``, whose record of buffers in flight it does not have.
+
+    ``state`` is where a ring goes on that another device served before and left with nothing in flight: two offsets of 15 bits, what is
+    available next and, in the upper half, what is used next, each with its wrap counter.  ``completed`` counts the buffers used.
+    """
 
     def __init__(
         self,
@@ -352,6 +356,7 @@ class PackedDevice(_Half):
         indirect: bool = True,
         in_order: bool = False,
         chain_max: int = 0,
+        state: int = 1 << 15 | 1 << 31,
     ) -> None:
         layout.check(memory)
         super().__init__(memory, layout, event_idx)
@@ -362,17 +367,31 @@ class PackedDevice(_Half):
         self._batch_at: int | None = None  # position of the used descriptor of the batch that goes on
         self._key = number << 16
         self._chain_max = max(chain_max, layout.size)
-        self.last_avail_idx = 0  # the position that is looked at next
-        self.used_idx = self._flushed = self._signalled = 0
+        avail, used = self._position(state & 0xFFFF), self._position(state >> 16)
+        self.last_avail_idx = avail if avail >= used else avail + 2 * layout.size  # the position that is looked at next
+        self.used_idx = self._flushed = self._signalled = used
         self._held: tuple[int, int] | None = None
         self._filled = 0
+        self.completed = 0
         self._where: dict[int, tuple[_Pieces, int]] = {}  # of a buffer in flight by its id: what it is, how many descriptors it takes
         self._taken = 0  # descriptors in flight
         self._last_id = 0
         self.notification = True
         self.in_flight = 0
         self.abandoned = False
-        self._ask(self._device_event, 0)
+        self._ask(self._device_event, self.last_avail_idx)
+
+    def _position(self, word: int) -> int:
+        """The first position with this offset and wrap counter; raises VirtioError if the ring has no such offset."""
+        offset = word & 0x7FFF
+        if offset >= self.size:
+            raise VirtioError(f"a ring of {self.size} entries begins at {offset}", "2.8")
+        return offset + (0 if word >> 15 else self.size)
+
+    @property
+    def state(self) -> int:
+        """Where the device stands, both offsets with their wrap counters: what vhost-user's vring base is for a packed ring."""
+        return self._off_wrap(self.last_avail_idx) | self._off_wrap(self.used_idx) << 16
 
     def empty(self) -> bool:
         """Whether the driver has published nothing new; one load of a flags word."""
@@ -508,6 +527,7 @@ class PackedDevice(_Half):
     def flush(self) -> int:
         """Publish all that was filled with one store of a flags word; returns how many buffers: ``virtqueue_flush()``."""
         count, self._filled = self._filled, 0
+        self.completed += count
         self._batch_at = None
         if self._held is not None:
             slot, flags = self._held

@@ -444,6 +444,16 @@ class SplitDevice:
         self.in_flight = 0
         self.abandoned = False
 
+    @property
+    def state(self) -> int:
+        """Where the device stands, ``last_avail_idx``: what vhost-user's vring base is for a split ring."""
+        return self.last_avail_idx
+
+    @property
+    def completed(self) -> int:
+        """Buffers used so far, modulo 2**16."""
+        return self.used_idx
+
     def empty(self) -> bool:
         """Whether the driver has published nothing new; one load of ``avail.idx`` if the last look is used up."""
         if self._shadow_avail_idx != self.last_avail_idx:

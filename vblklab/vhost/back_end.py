@@ -214,14 +214,20 @@ class BackEnd:
             yield from self._settle(number)  # without F_PROTOCOL_FEATURES rings are enabled
         return None
 
+    @property
+    def _spoken(self) -> int:
+        """The protocol's features; the record of what is in flight is a split ring's."""
+        packed = self.device.features() & Feature.RING_PACKED
+        return int(SPOKEN & ~_P.INFLIGHT_SHMFD if packed else SPOKEN)
+
     def _get_protocol_features(self, message: Message) -> Handling:
-        return U64.pack(SPOKEN)
+        return U64.pack(self._spoken)
         yield
 
     def _set_protocol_features(self, message: Message) -> Handling:
         (bits,) = U64.unpack(message.payload)
-        if bits & ~SPOKEN:
-            raise VhostUserError(f"SET_PROTOCOL_FEATURES has bits that were not offered: {bits & ~SPOKEN:#x}")
+        if bits & ~self._spoken:
+            raise VhostUserError(f"SET_PROTOCOL_FEATURES has bits that were not offered: {bits & ~self._spoken:#x}")
         self.protocol = bits
         return None
         yield
@@ -300,7 +306,7 @@ class BackEnd:
         number, size = VRING_STATE.unpack(message.payload)
         vring = self._stopped_vring(number, message)
         most = self.device.queue_size_max
-        if not 1 <= size <= most or size & (size - 1):
+        if not 1 <= size <= most or (size & (size - 1) and not self.features & Feature.RING_PACKED):
             raise VhostUserError(f"SET_VRING_NUM gives ring {number} {size} entries, a power of two up to {most} is needed")
         vring.size = size
         return None
@@ -318,7 +324,7 @@ class BackEnd:
     def _set_vring_base(self, message: Message) -> Handling:
         number, base = VRING_STATE.unpack(message.payload)
         vring = self._stopped_vring(number, message)
-        if base > 0xFFFF:
+        if base > 0xFFFF and not self.features & Feature.RING_PACKED:
             raise VhostUserError(f"SET_VRING_BASE gives ring {number} the index {base:#x}, a split ring has 16 bits")
         vring.base = base
         return None

@@ -27,6 +27,9 @@ Steps = Generator[Any, int, Any]
 _FLAGS = getattr(os, "EFD_NONBLOCK", 0) | getattr(os, "EFD_CLOEXEC", 0)
 
 
+_PACKED_START = 1 << 15 | 1 << 31  # both wrap counters of a packed ring begin at 1
+
+
 class VhostUserTransport:
     """The driver's way to a vhost-user device.
 
@@ -176,9 +179,10 @@ class VhostUserTransport:
             if call is not None:
                 self._watch_call(queue, call)
             user = self._regions[0].user - self._regions[0].gpa
+            base = _PACKED_START if self._features & Feature.RING_PACKED else 0
             self._talk(
                 front_end.start_ring(
-                    queue, layout.size, 0, layout.desc + user, layout.avail + user, layout.used + user, kick=kick, call=call, err=None
+                    queue, layout.size, base, layout.desc + user, layout.avail + user, layout.used + user, kick=kick, call=call, err=None
                 )
             )
             self._running.add(queue)
