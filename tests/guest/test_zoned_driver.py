@@ -316,6 +316,20 @@ def test_zones_that_take_writes_anywhere_change_nothing_but_the_path(job: dict[s
     assert outcome[0] == outcome[1] == outcome[2]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="vhost-user needs Linux")
+def test_over_vhost_user_our_driver_finds_the_zones_and_a_real_guest_is_told_that_it_cannot() -> None:
+    vm = recipe(vb.Zones(zone_sectors=Z)).boot(vb.VhostUserMachine())
+    try:
+        assert vm.driver.zoned is not None
+        assert vm.driver.zoned.nr_zones == 16
+        run = vm.run()
+        assert (run.ios, run.errors) == (Z // 8, 0)
+    finally:
+        vm.close()
+    with pytest.raises(vb.ConfigError, match="host-aware"):
+        recipe(vb.Zones(zone_sectors=Z)).replace(guest=vb.LinuxGuest()).boot(vb.VhostUserMachine())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the live machine needs Linux")
 @pytest.mark.parametrize("where", ["thread", "process"])
 def test_a_live_machine_takes_the_plain_path_to_a_zoned_disk(where: Any) -> None:

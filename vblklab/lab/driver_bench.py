@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from types import SimpleNamespace
 from typing import Any
 
@@ -187,9 +186,3 @@ def probe_log(driver: Any, device: Any) -> ProbeLog:
     for _ in probing.probe():
         pass
     return log
-
-
-def header_of(data: Sequence[int] | bytes) -> tuple[int, int, int]:
-    """type, reserved, sector."""
-    kind, reserved, sector = struct.unpack("<IIQ", bytes(data))
-    return kind, reserved, sector

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError
 from ..peer import QemuDisk, VhostUserDisk
 from ..peer.ftrace import PATH_EVENTS, PATH_KPROBES, Ftrace
+from ..spec.virtio_blk_zoned import ZoneModel
 from ..trace.recording import GuestRecording
 from ..trace.run import Run
 from .base import Recipe, fresh_device, host_provenance, not_simulated, real_engine
@@ -69,6 +70,12 @@ class LinuxVm:
             self._host = host.start()
             return VhostUserDisk(self._host.socket, queues=getattr(host, "queues", 1), queue_size=size)
         device = fresh_device(recipe, 1)
+        zones = getattr(device, "zones", None)
+        if zones is not None and zones.model is ZoneModel.HM:
+            raise ConfigError(
+                f"zones={zones!r} for a real guest",
+                "its QEMU does not pass VIRTIO_BLK_F_ZONED on: use model='host-aware', or our own driver (guest=None)",
+            )
         self.served = serve(device, recipe.disk, engine=real_engine(recipe), poll_us=machine.poll_us, trace=machine.trace)
         return VhostUserDisk(self.served.socket, queues=device.num_queues, queue_size=size, packed=recipe.queue.packed)
 
