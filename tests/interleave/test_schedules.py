@@ -201,3 +201,10 @@ def test_what_arrives_does_not_hide_ones_own_newer_store(sides: tuple[Side, Side
 def test_changes_are_runs_of_bytes() -> None:
     assert changes(b"abcdef", bytearray(b"aXcdYZ")) == [(1, b"X"), (4, b"YZ")]
     assert changes(b"abc", bytearray(b"abc")) == []
+
+
+@pytest.mark.parametrize("buffers", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("queue", [vb.Split(2, in_order=True), vb.Packed(2, in_order=True)], ids=repr)
+def test_in_order_loses_nothing_either(queue: Any, buffers: int) -> None:
+    found = vb.schedules(queue=queue, buffers=buffers)
+    assert found.ok and found.schedule == [] and "in_order=True" in found.verdict

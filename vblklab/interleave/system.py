@@ -158,7 +158,8 @@ class System:
         driver.attach(self.pages, transport, _Stack(self), queue_size=setup.queue.size, packed=setup.queue.packed)
         driver.features = _features(setup)
         half = watched(setup.driver_half, "driver")
-        ring = half.alloc(self.pages, setup.queue.size, event_idx=setup.event_idx, indirect_segments=3 if setup.indirect else 0)
+        options = _in_order(setup) | {"event_idx": setup.event_idx, "indirect_segments": 3 if setup.indirect else 0}
+        ring = half.alloc(self.pages, setup.queue.size, **options)
         ring.side = self.guest
         driver.queues = [ring]
         self.ring = ring
@@ -187,7 +188,8 @@ class System:
         device.on_needs_reset = self._needs_reset
         half = watched(setup.device_half, "device")
         layout = self.ring.layout
-        ring = half(self.host.memory, layout, event_idx=setup.event_idx, indirect=setup.indirect, chain_max=device.chain_max)
+        options = _in_order(setup) | {"event_idx": setup.event_idx, "indirect": setup.indirect, "chain_max": device.chain_max}
+        ring = half(self.host.memory, layout, **options)
         ring.side = self.host
         self.device_ring = ring
         device.negotiated(_features(setup))
@@ -327,8 +329,14 @@ def _memory_bytes(setup: Setup) -> int:
     return 256 + size * 16 + size * 16 + size * 48 * bool(setup.indirect) + int(setup.buffers) * (_SECTOR + 64)
 
 
+def _in_order(setup: Setup) -> dict[str, Any]:
+    """The option of both halves, if the recipe's queue asks for it."""
+    return {"in_order": True} if getattr(setup.queue, "in_order", False) else {}
+
+
 def _features(setup: Setup) -> int:
     bits = int(Feature.VERSION_1 | BlkFeature.FLUSH)
     bits |= int(Feature.EVENT_IDX) if setup.event_idx else 0
     bits |= int(Feature.INDIRECT_DESC) if setup.indirect else 0
+    bits |= int(Feature.IN_ORDER) if _in_order(setup) else 0
     return bits | (int(Feature.RING_PACKED) if setup.queue.packed else 0)

@@ -307,7 +307,10 @@ class SimVm:
         if not isinstance(queue, int) or not 0 <= queue < len(queues):
             raise ConfigError(f"no queue {queue!r}", f"this machine's queues are 0 to {len(queues) - 1}")
         if self.recipe.queue.packed:
-            raise ConfigError(f"queue={self.recipe.queue!r}", "the ring view draws split rings; replace(queue=vb.Split())")
+            raise ConfigError(
+                f"queue={self.recipe.queue!r}",
+                "the ring view draws split rings: vb.film(vm) shows packed ones, or replace(queue=vb.Split())",
+            )
         return RingView(self.memory, queues[queue].layout, queue)
 
     def run(self, *, progress: Callable[[int, int | None], None] | None = None) -> Run:
