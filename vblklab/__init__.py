@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .lab.doctor import doctor
     from .lab.driver_bench import probe_log
     from .lab.words import words
+    from .lab.zoo import zoo
     from .machine.costs import CostTable
     from .machine.guest_run import recorded
     from .machine.kvm import KvmMachine
@@ -133,6 +134,7 @@ _WHERE = {
     "sweep": "view",
     "waterfall": "view",
     "words": "lab.words",
+    "zoo": "lab.zoo",
 }
 __all__ = ["__version__", *_WHERE]
 
