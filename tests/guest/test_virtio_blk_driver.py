@@ -583,3 +583,57 @@ def test_trims_on_a_disk_of_4096_byte_blocks_are_cut_on_whole_blocks(max_discard
 def test_the_repr_says_what_was_given() -> None:
     assert repr(vb.VirtioBlkDriver()) == "VirtioBlkDriver()"
     assert repr(vb.VirtioBlkDriver(poll=True, queues=2)) == "VirtioBlkDriver(poll=True, queues=2)"
+
+
+# -- what a driver must not do ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.clause("BLK-DRV-004")
+def test_5_2_5_writeback_is_not_read_before_features_ok() -> None:
+    board = Board()
+    seen: list[int] = []
+    read = board.registers.read
+
+    def listened(offset: int, size: int = 4) -> int:
+        if offset <= 0x100 + 32 < offset + size and not board.status & 8:
+            seen.append(offset)
+        return read(offset, size)
+
+    board.registers.read = listened  # type: ignore[method-assign]
+    board.probe()
+    assert not seen and board.driver.features & 1 << 11
+
+
+@pytest.mark.clause("BLK-DRV-006")
+def test_5_2_6_1_no_job_reaches_beyond_the_end_of_the_disk() -> None:
+    ends: list[int] = []
+
+    class Listens(vb.VirtioBlkDevice):
+        def check(self, request: Any) -> int:
+            ends.append(request.sector + (request.length >> 9))
+            return super().check(request)
+
+    for rw in ("read", "randread", "write", "randwrite"):
+        app = vb.Fio(rw=rw, bssplit="512/50:4k/40:12k/10", iodepth=4, number_ios=400)
+        run = vb.Pipeline(app=app, device=Listens, disk=vb.Ram(96 << 10)).run(vb.SimMachine())
+        assert run.ios and not run.errors
+    assert max(ends) <= 96 << 1 and len(ends) > 400
+    with pytest.raises(vb.ConfigError, match="of a disk of"):
+        vb.Pipeline(app=vb.Fio(rw="read", bs=4096, size="200k", number_ios=1), disk=vb.Ram(96 << 10)).run(vb.SimMachine())
+
+
+@pytest.mark.clause("BLK-DRV-010")
+@pytest.mark.parametrize("bs", [100, 513, 4095])
+def test_5_2_6_1_a_job_of_no_whole_sectors_is_refused(bs: int) -> None:
+    with pytest.raises(vb.JobError, match="not a multiple of 512"):
+        vb.Fio(rw="randread", bs=bs, number_ios=1)
+
+
+@pytest.mark.clause("BLK-DRV-017")
+def test_5_2_6_1_write_through_is_no_flush_of_what_was_written_before() -> None:
+    board = Board().probe()
+    finish(board.driver.set_write_cache(False))
+    board.submit(FLUSH, 0, [])
+    assert board.driver.limits.flush
+    header = board.chain(board.ring().get("H", board.ring().avail_at + 4))[0]
+    assert board.ring().get("IIQ", header[0])[0] == 4 and not board.ended, "the flush goes to the device"
