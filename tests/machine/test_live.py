@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -93,10 +92,8 @@ def _raises(make: Callable[[], BaseException]) -> Callable[..., Any]:
 @pytest.mark.parametrize("method", ["attach", "read_config", "start", "handle_request", "should_notify"])
 def test_an_exception_anywhere_in_the_device_reaches_the_caller_at_once_with_its_traceback(method: str, half: str) -> None:
     mine = type("Mine", (vb.VirtioBlkDevice,), {method: _raises(lambda: ZeroDivisionError("a slip"))})
-    start = time.monotonic()
-    with pytest.raises(vb.DeviceDied, match=r"the device raised ZeroDivisionError: a slip") as caught:
-        recipe(device=mine).run(machine(half, stall_s=60))
-    assert time.monotonic() - start < 30, "nobody waited for an answer that could not come"
+    with deadline(120), pytest.raises(vb.DeviceDied, match=r"the device raised ZeroDivisionError: a slip") as caught:
+        recipe(device=mine).run(machine(half, stall_s=3600))  # nobody waits for an answer that cannot come
     assert "raise make()" in caught.value.traceback and "ZeroDivisionError: a slip" in caught.value.traceback
     shown = "\n".join(caught.value._render_traceback_())
     assert shown.startswith("DeviceDied: the device raised") and "in method" in shown
@@ -455,9 +452,10 @@ def test_a_deadline_wakes_a_context(loop: LiveLoop) -> None:
 
     times: list[int] = []
     loop.add("a", steps(), task=True)
-    while loop.tasks_left:
-        loop.turn(5.0)
-    assert 3_000_000 <= times[0] < 4_000_000_000
+    with deadline(120):
+        while loop.tasks_left:
+            loop.turn(3600.0)
+    assert times[0] >= 3_000_000
 
 
 def test_an_eventfd_is_emptied_and_calls(loop: LiveLoop) -> None:
@@ -476,7 +474,7 @@ def test_polling_looks_for_work_before_it_sleeps(loop: LiveLoop) -> None:
     looks: list[int] = []
     loop.spin = lambda: looks.append(1) is None and len(looks) == 20
     loop.spin_ns = 10**12
-    with deadline(20):
+    with deadline(120):
         loop.turn(0.0)
     assert len(looks) >= 20, "and goes on for a moment where it served by itself"
 
@@ -494,7 +492,7 @@ def test_polling_that_wakes_a_context_ends_at_once(loop: LiveLoop) -> None:
 
     loop.spin, loop.spin_ns = spin, 10**12
     loop.spin_begin, loop.spin_end = lambda: ends.append(0), lambda: bool(ends.append(1))
-    with deadline(20):
+    with deadline(120):
         loop.turn(0.0)
     assert (len(looks), ends) == (20, [0]), "whoever notifies is told again only before the loop sleeps"
     loop.spin = None
