@@ -43,6 +43,7 @@ __all__ = ["LiveMachine", "LiveVm", "live_missing"]
 Steps = Generator[Any, int, Any]
 _TRACE_KEPT = 4000
 _TICK_S = 0.2
+_START_S = 60.0
 
 
 def live_missing() -> str:
@@ -248,8 +249,9 @@ class LiveVm:
             self._thread.start()
         else:
             self._start_process(setup)
-        self._control.settimeout(self.machine.stall_s)
+        self._control.settimeout(max(_START_S, self.machine.stall_s))
         message = self._receive()
+        self._control.settimeout(self.machine.stall_s)
         if message[0] != "ready":
             raise VblkError(f"the device's half answered {message[0]!r}")
         self._explanation: list[str] = message[3]
