@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .guest.virtio_blk import VirtioBlkDriver
     from .interleave import schedules
     from .iostack import IOStack
-    from .kvm import Kvm
+    from .kvm import BareGuest, Kvm
     from .lab.bench import Bench, registers
     from .lab.chapter_08 import linux_on, linux_run, scratch_image
     from .lab.check import check
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "BadAddress": "errors",
+    "BareGuest": "kvm",
     "Bench": "lab.bench",
     "ConfigError": "errors",
     "CostTable": "machine.costs",

@@ -20,6 +20,7 @@ from ..guest.fio import FioTask
 from ..kvm import NO_ROOM, check_wire, vectors_of
 from ..memory import GuestMemory, GuestPages
 from ..peer.process import wait_or_kill
+from ..stats import JobStat
 from ..trace.correlate import Correlator
 from ..trace.run import Run, TraceEvent
 from ..transport import MmioTransport, Pci, PciTransport
@@ -275,6 +276,16 @@ class LiveVm:
         if not self.driver.queues:
             raise ConfigError("there is no device: DeviceID reads 0", "a block device's device_id is 2")
         self.iolog: list[tuple[int, int, int, int, int]] | None = [] if self.machine.iolog else None
+        self._start_app()
+        if self.loop.log is not None:
+            self.loop.log.clear()
+        self._booted_ns = time.perf_counter_ns()
+        self.driver.interrupts = 0
+        for task in self.tasks:
+            task.wake = self.loop.add(f"guest {task.job.name}.{task.number}", task.run(), task=True).notify
+
+    def _start_app(self) -> None:
+        """Put the application on the disk that the driver has found."""
         vcpus = default_vcpus(self.recipe)
         self.tasks: list[FioTask] = self.recipe.app.start(
             self.pages,
@@ -284,12 +295,6 @@ class LiveVm:
             poll=self.driver.poll_queue if self.driver.poll else None,
             log=self.iolog,
         )
-        if self.loop.log is not None:
-            self.loop.log.clear()
-        self._booted_ns = time.perf_counter_ns()
-        self.driver.interrupts = 0
-        for task in self.tasks:
-            task.wake = self.loop.add(f"guest {task.job.name}.{task.number}", task.run(), task=True).notify
 
     # -- running ---------------------------------------------------------------------------------------------------------
 
@@ -451,6 +456,9 @@ class LiveVm:
     def _more_counters(self) -> dict[str, int]:
         return {}
 
+    def _jobs(self) -> list[JobStat]:
+        return [task.stat for task in self.tasks]
+
     def _run_of(self, interrupted: bool) -> Run:
         assert self._result is not None
         device_log, device_counters = self._result
@@ -484,7 +492,7 @@ class LiveVm:
             },
             recipe=self.recipe,
             notes=self.notes,
-            jobs=[task.stat for task in self.tasks],
+            jobs=self._jobs(),
             correlator=correlator,
             counters={
                 "kicks": self.driver.kicks,
