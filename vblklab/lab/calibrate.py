@@ -12,6 +12,7 @@ What stays published or modelled keeps its kind in the table, so that a figure s
 
 from __future__ import annotations
 
+import copy
 import datetime
 import os
 import platform
@@ -38,7 +39,7 @@ from ..machine.like import STORES, Shape, shape_of
 from ..machine.live import LiveMachine, live_missing
 from ..pipeline import Pipeline
 
-__all__ = ["Calibration", "bar", "calibrate", "other_kick", "sizes_beside"]
+__all__ = ["Calibration", "bar", "calibrate", "kept_apart", "other_kick", "sizes_beside"]
 
 Progress = Callable[[int, int | None], None]
 _PART_IOS = 500
@@ -63,7 +64,7 @@ def calibrate(
         raise NotHere(missing)
     if not seconds > 0:
         raise ConfigError(f"calibrate seconds={seconds!r}", "give a positive number")
-    machines = _machines() if machine is None else [machine]
+    machines = _machines() if machine is None else [kept_apart(machine)]
     calibration = Calibration(folder)
     work = _plan(calibration, machines)
     end = time.monotonic() + seconds
@@ -80,9 +81,24 @@ _PART_S, _LEAST = 1.0, 0.1
 
 
 def _machines() -> list[Any]:
-    cpus = micro.two_cpus()
-    works = kvm_host.found()[0]
-    return [LiveMachine(cpus=cpus), *([KvmMachine(cpus=cpus)] if works else [])]
+    return [kept_apart(kind()) for kind in (LiveMachine, *([KvmMachine] if kvm_host.found()[0] else []))]
+
+
+def kept_apart(machine: Any) -> Any:
+    """The machine with its two sides on a CPU each, as it says or on two of this process's.
+
+    Raises ConfigError for a machine that is not modelled or not traced, NotHere for one that this host does not have.
+    """
+    shape = shape_of(machine)
+    missing = live_missing()
+    works, why, gain = kvm_host.found() if shape.kvm else (True, "", "")
+    if missing or not works:
+        raise NotHere(missing or why, gain)
+    if not machine.trace:
+        raise ConfigError(f"{machine!r} with trace=False", "the steps of a run are its trace points: use trace=True")
+    machine = copy.copy(machine)
+    machine.cpus = machine.cpus or micro.two_cpus()
+    return machine
 
 
 def _plan(calibration: Calibration, machines: list[Any]) -> list[Callable[[float], None]]:
@@ -203,7 +219,7 @@ class Calibration:
         host = host_provenance()
         works, why, gain = kvm_host.found()
         about = {name: host[name] for name in ("host", "cpu", "kernel", "python", "vblklab version")}
-        about["kvm"] = why if works else f"{why}, so its rows stay published; to gain it: {gain}"
+        about["kvm"] = why if works else f"{why}: its rows stay published; to gain it: {gain}"
         about["date"] = self.started
         about["load"] = f"load average {self.load:.1f} at the start, {os.getloadavg()[0]:.1f} at the end"
         cpus = micro.two_cpus()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import html
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,11 +16,10 @@ from ..events import STEPS
 from ..kvm import host as kvm_host
 from ..machine.costs import CostTable
 from ..machine.like import Shape, shape_of, store_of
-from ..machine.micro import two_cpus
 from ..machine.sim import SimMachine
 from ..stats import Histogram
 from ..trace.run import Run
-from .calibrate import Calibration, bar, other_kick, sizes_beside
+from .calibrate import Calibration, bar, kept_apart, other_kick, sizes_beside
 
 __all__ = ["GOAL", "Prediction", "StepError", "predict"]
 
@@ -158,10 +156,7 @@ def predict(
         raise ConfigError(f"predict rounds={rounds!r}", "use 2 or more: each of the two block sizes needs one")
     shape = shape_of(machine)
     shape.check(recipe)
-    machine = copy.copy(machine)
-    machine.cpus = machine.cpus or two_cpus()
-    if not machine.trace:
-        raise ConfigError("predict() with trace=False", "the steps of a run are its trace points: use trace=True")
+    machine = kept_apart(machine)
     store = store_of(recipe.disk)
     calibration = Calibration(folder or (Path(recipe.disk.path).absolute().parent if store != "ram" else None))
     runs: list[Run] = []

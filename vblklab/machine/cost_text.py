@@ -48,10 +48,9 @@ def _groups(table: CostTable) -> Iterator[tuple[str, list[tuple[str, Cost]]]]:
     """The measured rows: those of the machine as a whole, then each live machine's own."""
     rows: dict[str, list[tuple[str, Cost]]] = {}
     for key, cost in table.measured.items():
-        machine, slash, name = key.rpartition("/")
-        if slash or key in table:
-            rows.setdefault(machine, []).append((name, cost))
-    for machine, found in rows.items():
+        machine, _, name = key.rpartition("/")
+        rows.setdefault(machine, []).append((name, cost))
+    for machine, found in sorted(rows.items()):
         yield _HEAD.get(machine, f"in the shape of {machine}: from each trace point to the next one of its thread"), found
 
 
@@ -69,7 +68,7 @@ def _others(table: CostTable) -> str:
     kinds: dict[str, list[str]] = {}
     for key, cost in table.items():
         if not cost.n and "/" not in key:
-            kinds.setdefault(cost.kind, []).append(key)
+            kinds.setdefault("measured elsewhere" if cost.kind == "measured" else cost.kind, []).append(key)
     said = [f"{len(keys)} {kind} ({', '.join(keys[:6])}{' …' * (len(keys) > 6)})" for kind, keys in kinds.items()]
     return f"Not measured here: {'; '.join(said)}." if said else ""
 

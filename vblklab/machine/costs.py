@@ -147,8 +147,7 @@ class CostTable(Mapping[str, Cost]):
         """One line for a figure: the table's name, and where it comes from."""
         if not self.about:
             return f"{self.name} (data/costs, sources in data/published)"
-        facts = ", ".join(self.about[name] for name in ("date", "cpu", "kvm", "python") if name in self.about)
-        return f"{self.name}: measured {facts}; other rows published (data/costs)"
+        return f"{self.name}, {self.about.get('date', 'undated')}; what was not measured is published (data/costs)"
 
     def replace(self, **ns: float) -> CostTable:
         """Another table with these costs stated by you; ``:`` in a key is written ``__`` (``wake__device=0``)."""
