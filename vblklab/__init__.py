@@ -39,10 +39,12 @@ if TYPE_CHECKING:
     from .iostack import IOStack
     from .kvm import BareGuest, Kvm
     from .lab.bench import Bench, registers
+    from .lab.calibrate import calibrate
     from .lab.chapter_08 import linux_on, linux_run, scratch_image
     from .lab.check import check
     from .lab.doctor import doctor
     from .lab.driver_bench import probe_log
+    from .lab.predict import predict
     from .lab.words import words
     from .lab.zoo import zoo
     from .machine.costs import CostTable
@@ -114,6 +116,7 @@ _WHERE = {
     "WAIT": "events",
     "Wait": "events",
     "Zones": "device",
+    "calibrate": "lab.calibrate",
     "check": "lab.check",
     "compare": "view",
     "doctor": "lab.doctor",
@@ -126,6 +129,7 @@ _WHERE = {
     "linux_on": "lab.chapter_08",
     "linux_run": "lab.chapter_08",
     "path_map": "view",
+    "predict": "lab.predict",
     "probe_log": "lab.driver_bench",
     "recorded": "machine.guest_run",
     "registers": "lab.bench",
