@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .lab.check import check
     from .lab.doctor import doctor
     from .lab.driver_bench import probe_log
+    from .lab.kvm_run import kvm_run
     from .lab.words import words
     from .lab.zoo import zoo
     from .machine.costs import CostTable
@@ -120,6 +121,7 @@ _WHERE = {
     "explore": "view",
     "export": "view",
     "film": "trace.film",
+    "kvm_run": "lab.kvm_run",
     "lanes": "view",
     "latency": "view",
     "linux_on": "lab.chapter_08",
