@@ -324,5 +324,7 @@ def test_without_kvm_a_run_is_simulated_and_says_so_once(monkeypatch: pytest.Mon
 @pytest.mark.kvm
 @pytest.mark.parametrize("idle", ["hlt", "poll"])
 def test_with_kvm_it_is_measured(idle: str) -> None:
-    done = vb.kvm_run(LINE.replace(app=vb.Fio(rw="randread", bs=4096, iodepth=1, number_ios=20)), idle=idle)
-    assert done.rung == "L4 real KVM" and done.ios == 20
+    line, polled = (vb.kvm_run(recipe, idle=idle) for recipe in (LINE, POLLED))
+    assert line.rung == "L4 real KVM" and line.ios == 40
+    exits = (line.counters["mmio_exits"] - polled.counters["mmio_exits"]) / line.counters["interrupts"]
+    assert vb.check.exits_each(exits, line, polled).ok
