@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .lab.doctor import doctor
     from .lab.driver_bench import probe_log
     from .lab.kvm_run import kvm_run
+    from .lab.trap import Trap
     from .lab.words import words
     from .lab.zoo import zoo
     from .machine.costs import CostTable
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     from .trace.film import Film, film
     from .trace.run import Run
     from .transport import Mmio, Pci
-    from .view import compare, explore, export, lanes, latency, path_map, sweep, waterfall
+    from .view import compare, explore, export, lanes, latency, path_map, spread, sweep, waterfall
 
 _WHERE = {
     "BadAddress": "errors",
@@ -100,6 +101,7 @@ _WHERE = {
     "Split": "pipeline",
     "Stalled": "errors",
     "TraceError": "errors",
+    "Trap": "lab.trap",
     "StorageDaemon": "peer.storage_daemon",
     "Sync": "engine",
     "Threads": "engine",
@@ -133,6 +135,7 @@ _WHERE = {
     "scratch_image": "lab.chapter_08",
     "schedules": "interleave",
     "serve": "machine.serve",
+    "spread": "view",
     "sweep": "view",
     "waterfall": "view",
     "words": "lab.words",
