@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from .lab.check import check
     from .lab.doctor import doctor
     from .lab.driver_bench import probe_log
+    from .lab.kvm_run import kvm_run
     from .lab.predict import predict
+    from .lab.trap import Trap
     from .lab.words import words
     from .lab.zoo import zoo
     from .machine.costs import CostTable
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
     from .trace.film import Film, film
     from .trace.run import Run
     from .transport import Mmio, Pci
-    from .view import compare, explore, export, lanes, latency, path_map, sweep, waterfall
+    from .view import compare, explore, export, lanes, latency, path_map, spread, sweep, waterfall
 
 _WHERE = {
     "BadAddress": "errors",
@@ -102,6 +104,7 @@ _WHERE = {
     "Split": "pipeline",
     "Stalled": "errors",
     "TraceError": "errors",
+    "Trap": "lab.trap",
     "StorageDaemon": "peer.storage_daemon",
     "Sync": "engine",
     "Threads": "engine",
@@ -124,6 +127,7 @@ _WHERE = {
     "explore": "view",
     "export": "view",
     "film": "trace.film",
+    "kvm_run": "lab.kvm_run",
     "lanes": "view",
     "latency": "view",
     "linux_on": "lab.chapter_08",
@@ -136,6 +140,7 @@ _WHERE = {
     "scratch_image": "lab.chapter_08",
     "schedules": "interleave",
     "serve": "machine.serve",
+    "spread": "view",
     "sweep": "view",
     "waterfall": "view",
     "words": "lab.words",
