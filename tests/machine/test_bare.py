@@ -16,6 +16,7 @@ import pytest
 
 import vblklab as vb
 from tests.test_acceptance import replay
+from vblklab import cli
 from vblklab.disk import RamStore
 from vblklab.kvm import bare_payload
 from vblklab.spec.virtio import Feature
@@ -307,6 +308,34 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 def test_what_it_cannot_do_is_refused_with_the_remedy(job: dict[str, Any], parts: dict[str, Any], match: str) -> None:
     with pytest.raises(vb.ConfigError, match=match):
         recipe(job, **parts).boot(thread())
+
+
+@real
+def test_other_queues_are_named_and_a_resize_is_refused() -> None:
+    vm = recipe(dict(number_ios=20), device=vb.VirtioBlkDevice(queues=3)).boot(thread())
+    with pytest.raises(vb.ConfigError, match="resize to 2097152 bytes with BareGuest, whose list is made at boot"):
+        vm.resize(2 << 20)
+    run = vm.run()
+    assert run.ios == 20 and "queues: the first of 3 is used" in run.notes
+
+
+@real
+def test_a_long_log_with_gaps_gives_the_steps_of_the_first_ios() -> None:
+    run = recipe(dict(iodepth=16, number_ios=400)).run(vb.KvmMachine(device="thread"))
+    assert len(run.rows) == 400
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vblklab.machine.bare.KEPT_FIRST", 1_000)
+        run = recipe(dict(iodepth=16, number_ios=400)).run(vb.KvmMachine(device="thread"))
+    assert run.ios == run.clat.count == 400 and 20 < len(run.rows) < 120
+    assert (run.rows[:, 1:] >= run.rows[:, :-1]).all()
+
+
+@real
+def test_vblk_run_with_a_bare_guest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "job.fio"
+    file.write_text("[j]\nrw=randread\nbs=4k\nnumber_ios=20\nsize=1m\n")
+    assert cli.main(["run", str(file), "--machine", "kvm", "--set", "guest=bare"]) == 0
+    assert capsys.readouterr().out.startswith("KvmMachine (real KVM), bare guest · ioeventfd + irqfd")
 
 
 @real
