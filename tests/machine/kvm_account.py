@@ -42,4 +42,4 @@ def account(counters: dict[str, int], kick: str) -> None:
     assert counters["interrupts_coalesced"] >= 0
     if "vcpu_irq_injections" in counters and not host.apicv():
         handled = counters["interrupts_taken"] + counters["interrupts_spurious"]
-        assert handled <= counters["vcpu_irq_injections"] <= 1.1 * handled + 10, "an entry that is cancelled is injected and counted again"
+        assert handled <= counters["vcpu_irq_injections"], "an entry that is cancelled is injected and counted again, as often as it is"

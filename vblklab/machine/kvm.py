@@ -62,6 +62,7 @@ class KvmMachine(LiveMachine):
     def __repr__(self) -> str:
         more = f", idle={self.idle!r}" if self.idle != "hlt" else ""
         more += f", poll_us={self.poll_us:g}" if self.poll_us else ""
+        more += f", cpus={self.cpus}" if self.cpus else ""
         return f"KvmMachine(device={self.device!r}{more})"
 
     real_sides = (BareGuest.kind,)
