@@ -19,6 +19,7 @@ from tests.test_acceptance import replay
 from vblklab import cli
 from vblklab.disk import RamStore
 from vblklab.kvm import bare_payload
+from vblklab.kvm.payload import Mail
 from vblklab.spec.virtio import Feature
 
 from .kvm_account import account, nothing_left_of_kvm  # noqa: F401
@@ -69,10 +70,27 @@ def test_the_image_is_that_of_an_independent_replay(tmp_path: Path, ios: int) ->
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(SIZE))
     job = dict(rw="randrw", bssplit="512/70:1k/25:4k/5", iodepth=8, iodepth_batch=3, number_ios=ios, verify="crc32", randseed=7)
-    run = recipe(job, disk=vb.ImageFile(str(path))).run(vb.KvmMachine(iolog=True))
+    vm = recipe(job, disk=vb.ImageFile(str(path))).boot(vb.KvmMachine(iolog=True))
+    run = vm.run()
     assert (run.ios, run.errors, run.mismatches) == (ios, 0, 0)
     assert np.array_equal(np.frombuffer(path.read_bytes(), np.uint8), replay(run.iolog, SIZE, 7, verify=True))
     assert run.counters["kicks"] + run.counters["kicks_suppressed"] < run.ios + run.jobs[0].verified_ios, "batches have one decision each"
+    times = np.array([vm.bare.table()[name] for name in ("start", "published", "issued", "taken")])
+    assert times.all() and (times[1:] > times[:-1]).all()
+
+
+@real
+def test_overlapping_requests_wait_for_each_other_and_others_end_in_any_order() -> None:
+    job = dict(rw="randrw", bssplit="512/80:4k/20", size="32k", iodepth=16, number_ios=400, verify="sha1", randseed=3)
+    vm = recipe(job, engine=vb.Threads()).boot(thread())
+    run = vm.run()
+    table, first = vm.bare.table(), vm.bare.list_gpa
+    assert (run.ios, run.errors, run.mismatches) == (400, 0, 0)
+    waits = (table["wait"].astype(int) - first) // table.itemsize
+    waiting = np.flatnonzero(table["wait"][: vm.requests.main])
+    assert len(waiting) > 200
+    assert all(table["taken"][: waits[number]].max() < table["start"][number] for number in waiting)
+    assert (table["taken"][: vm.requests.main].max() < table["start"][vm.requests.main :]).all(), "the second phase follows the first"
 
 
 class Spoilt(RamStore):
@@ -148,6 +166,25 @@ def test_a_polled_queue_needs_no_interrupt(features: int) -> None:
     assert run.ios == 100 and run.counters["interrupts"] <= run.counters["notifies"] <= 1
     assert run.counters["kicks"] == run.counters["doorbell_stores"] == run.counters["eventfd_kicks"] > 0
     assert "polls the used ring" in run.provenance["vCPU"]
+
+
+@real
+@pytest.mark.parametrize(("event_idx", "word", "value"), [(True, 2 + 4 * 256, 1000), (False, 0, 1)], ids=["avail_event", "NO_NOTIFY"])
+def test_no_kick_that_the_device_does_not_want(event_idx: bool, word: int, value: int) -> None:
+    driver = vb.VirtioBlkDriver(features=ALL if event_idx else ALL & ~Feature.EVENT_IDX)
+    vm = recipe(driver=driver).boot(thread(stall_s=0.2))
+    used = vm.memory.view(vm.driver.queues[0].layout.used, 4 + 8 * 256 + 2).cast("H")
+    used[word] = value
+    ends(vm, vb.Stalled, "nothing completed for 0.2 s, 4 I/Os are in flight")
+    assert (vm.guest.mail[Mail.RUNG], vm.bare.ctl[bare_payload.Ctl.DECISIONS]) == (0, 4)
+
+
+@real
+def test_a_kick_at_the_entry_that_avail_event_names() -> None:
+    vm = recipe().boot(thread())
+    vm.memory.view(vm.driver.queues[0].layout.used, 4 + 8 * 256 + 2).cast("H")[2 + 4 * 256] = 2
+    assert vm.run().ios == 100
+    assert vm.bare.table()["rang"][:3].tolist() == [0, 0, 1]
 
 
 @real
