@@ -232,6 +232,8 @@ def _set(pipeline: Pipeline, assignment: str) -> Pipeline:
         return pipeline.replace(queue={"split": Split, "packed": Packed}[text](**kept))
     if part == "transport" and text in _TRANSPORTS:
         return pipeline.replace(transport=_TRANSPORTS[text]())
+    if part == "guest" and text in ("bare", "none"):
+        return pipeline.replace(guest=BareGuest() if text == "bare" else None)
     if part == "engine":
         if text not in ENGINES:
             raise ConfigError(f"no engine {text!r}", f"choose one of {', '.join(ENGINES)}")
