@@ -37,14 +37,16 @@ if TYPE_CHECKING:
     from .guest.virtio_blk import VirtioBlkDriver
     from .interleave import schedules
     from .iostack import IOStack
-    from .kvm import Kvm
+    from .kvm import BareGuest, Kvm
     from .lab.bench import Bench, registers
     from .lab.calibrate import calibrate
     from .lab.chapter_08 import linux_on, linux_run, scratch_image
     from .lab.check import check
     from .lab.doctor import doctor
     from .lab.driver_bench import probe_log
+    from .lab.kvm_run import kvm_run
     from .lab.predict import predict
+    from .lab.trap import Trap
     from .lab.words import words
     from .lab.zoo import zoo
     from .machine.costs import CostTable
@@ -60,10 +62,11 @@ if TYPE_CHECKING:
     from .trace.film import Film, film
     from .trace.run import Run
     from .transport import Mmio, Pci
-    from .view import compare, explore, export, lanes, latency, path_map, sweep, waterfall
+    from .view import compare, explore, export, lanes, latency, path_map, spread, sweep, waterfall
 
 _WHERE = {
     "BadAddress": "errors",
+    "BareGuest": "kvm",
     "Bench": "lab.bench",
     "ConfigError": "errors",
     "CostTable": "machine.costs",
@@ -101,6 +104,7 @@ _WHERE = {
     "Split": "pipeline",
     "Stalled": "errors",
     "TraceError": "errors",
+    "Trap": "lab.trap",
     "StorageDaemon": "peer.storage_daemon",
     "Sync": "engine",
     "Threads": "engine",
@@ -123,6 +127,7 @@ _WHERE = {
     "explore": "view",
     "export": "view",
     "film": "trace.film",
+    "kvm_run": "lab.kvm_run",
     "lanes": "view",
     "latency": "view",
     "linux_on": "lab.chapter_08",
@@ -135,6 +140,7 @@ _WHERE = {
     "scratch_image": "lab.chapter_08",
     "schedules": "interleave",
     "serve": "machine.serve",
+    "spread": "view",
     "sweep": "view",
     "waterfall": "view",
     "words": "lab.words",

@@ -12,7 +12,10 @@ import nbformat
 from .jupyter_home import copy_labs, jupyter_env
 from .test_labs import LIMIT_S, errors_in, run
 
-__all__ = ["execute", "fill_in", "judged", "lab", "misjudged", "reference_answers"]
+__all__ = ["NO_KVM", "execute", "fill_in", "judged", "lab", "misjudged", "reference_answers"]
+
+NO_KVM = "import vblklab.kvm.host as kvm_host\nkvm_host.found = lambda: (False, 'there is no /dev/kvm', 'load kvm_intel or kvm_amd')"
+"""A first cell for a kernel that finds no KVM."""
 
 
 def reference_answers(name: str) -> dict[str, str]:

@@ -20,6 +20,7 @@ from ..guest.fio import FioTask
 from ..kvm import NO_ROOM, check_wire, vectors_of
 from ..memory import GuestMemory, GuestPages
 from ..peer.process import wait_or_kill
+from ..stats import JobStat
 from ..trace.correlate import Correlator
 from ..trace.run import Run, TraceEvent
 from ..transport import MmioTransport, Pci, PciTransport
@@ -43,6 +44,7 @@ __all__ = ["LiveMachine", "LiveVm", "check_cpus", "live_missing"]
 Steps = Generator[Any, int, Any]
 _TRACE_KEPT = 4000
 _TICK_S = 0.2
+_START_S = 60.0
 
 
 def check_cpus(cpus: tuple[int, int]) -> None:
@@ -275,8 +277,9 @@ class LiveVm:
             number = self._child.pid if self._child is not None else None
         if self.machine.cpus is not None and number is not None:
             os.sched_setaffinity(number, {self.machine.cpus[1]})
-        self._control.settimeout(self.machine.stall_s)
+        self._control.settimeout(max(_START_S, self.machine.stall_s))
         message = self._receive()
+        self._control.settimeout(self.machine.stall_s)
         if message[0] != "ready":
             raise VblkError(f"the device's half answered {message[0]!r}")
         self._explanation: list[str] = message[3]
@@ -300,6 +303,16 @@ class LiveVm:
         if not self.driver.queues:
             raise ConfigError("there is no device: DeviceID reads 0", "a block device's device_id is 2")
         self.iolog: list[tuple[int, int, int, int, int]] | None = [] if self.machine.iolog else None
+        self._start_app()
+        if self.loop.log is not None:
+            self.loop.log.clear()
+        self._booted_ns = time.perf_counter_ns()
+        self.driver.interrupts = 0
+        for task in self.tasks:
+            task.wake = self.loop.add(f"guest {task.job.name}.{task.number}", task.run(), task=True).notify
+
+    def _start_app(self) -> None:
+        """Put the application on the disk that the driver has found."""
         vcpus = default_vcpus(self.recipe)
         self.tasks: list[FioTask] = self.recipe.app.start(
             self.pages,
@@ -309,12 +322,6 @@ class LiveVm:
             poll=self.driver.poll_queue if self.driver.poll else None,
             log=self.iolog,
         )
-        if self.loop.log is not None:
-            self.loop.log.clear()
-        self._booted_ns = time.perf_counter_ns()
-        self.driver.interrupts = 0
-        for task in self.tasks:
-            task.wake = self.loop.add(f"guest {task.job.name}.{task.number}", task.run(), task=True).notify
 
     # -- running ---------------------------------------------------------------------------------------------------------
 
@@ -476,6 +483,9 @@ class LiveVm:
     def _more_counters(self) -> dict[str, int]:
         return {}
 
+    def _jobs(self) -> list[JobStat]:
+        return [task.stat for task in self.tasks]
+
     def log(self) -> list[LogEntry]:
         """Of a machine that has run: the trace points of both halves as they were yielded, in the order of time, without the boot."""
         device_log = self._result[0] if self._result is not None else None
@@ -514,7 +524,7 @@ class LiveVm:
             },
             recipe=self.recipe,
             notes=self.notes,
-            jobs=[task.stat for task in self.tasks],
+            jobs=self._jobs(),
             correlator=correlator,
             counters={
                 "kicks": self.driver.kicks,

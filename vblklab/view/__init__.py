@@ -12,11 +12,12 @@ from .lanes import lanes
 from .latency import latency
 from .path_map import path_map
 from .runs import RunLike, caption
+from .spread import spread
 from .sweep import sweep
 from .waterfall import waterfall
 from .widget import Explorer, FigureWidget, explore
 
 __all__ = [
     "Explorer", "Exported", "FigureWidget", "RunLike", "caption", "compare", "explore", "export", "lanes", "latency", "path_map",
-    "sweep", "waterfall",
+    "spread", "sweep", "waterfall",
 ]
