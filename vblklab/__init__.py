@@ -37,13 +37,15 @@ if TYPE_CHECKING:
     from .guest.virtio_blk import VirtioBlkDriver
     from .interleave import schedules
     from .iostack import IOStack
-    from .kvm import Kvm
+    from .kvm import BareGuest, Kvm
     from .lab.bench import Bench, registers
+    from .lab.calibrate import calibrate
     from .lab.chapter_08 import linux_on, linux_run, scratch_image
     from .lab.check import check
     from .lab.doctor import doctor
     from .lab.driver_bench import probe_log
     from .lab.kvm_run import kvm_run
+    from .lab.predict import predict
     from .lab.trap import Trap
     from .lab.words import words
     from .lab.zoo import zoo
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "BadAddress": "errors",
+    "BareGuest": "kvm",
     "Bench": "lab.bench",
     "ConfigError": "errors",
     "CostTable": "machine.costs",
@@ -118,6 +121,7 @@ _WHERE = {
     "Wait": "events",
     "Zones": "device",
     "between": "trace.gaps",
+    "calibrate": "lab.calibrate",
     "check": "lab.check",
     "compare": "view",
     "doctor": "lab.doctor",
@@ -131,6 +135,7 @@ _WHERE = {
     "linux_on": "lab.chapter_08",
     "linux_run": "lab.chapter_08",
     "path_map": "view",
+    "predict": "lab.predict",
     "probe_log": "lab.driver_bench",
     "recorded": "machine.guest_run",
     "registers": "lab.bench",
