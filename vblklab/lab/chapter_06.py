@@ -172,8 +172,7 @@ def saved_us(answer: Any, slow: Any, fast: Any) -> Verdict:
     before, after = (_median_us(samples) for samples in (slow, fast))
     truth = before - after
     if abs(got - truth) <= max(0.1 * abs(truth), 0.05):
-        what = "The rest is the same in both: the payload's other instructions, its `out`, and the loop around it."
-        return right(f"{before:.1f} − {after:.1f} = {truth:.1f} µs. {what}")
+        return right(f"{before:.1f} − {after:.1f} = {truth:.1f} µs. What both have in common drops out of the difference.")
     if abs(got + truth) <= max(0.1 * abs(truth), 0.05):
         return wrong("The other way round: what it took to leave, less what it took to stay.")
     if abs(got - 1000 * truth) <= 100 * abs(truth):
