@@ -14,7 +14,7 @@ from ..kvm.payload import REGISTERS_GPA
 from ..pipeline import Pipeline
 from ..trace.gaps import between
 from ..trace.run import Run
-from .answers import a_run, number, one_of, trend
+from .answers import a_run, means, number, one_of, trend
 from .bench import Bench
 from .careful import call, is_open, said, tried
 from .check import Verdict, Wrong, prediction, question, right, wrong
@@ -197,7 +197,7 @@ def gone(key: Any, by_exit: Any, by_ioeventfd: Any) -> Verdict:
         return wrong("Give the trace point's name, with quotes.")
     counts = [_doorbell(a_run(run, "both runs, first that with exits")) for run in (by_exit, by_ioeventfd)]
     if not counts[0]:
-        return wrong("The first run has no trace point of the kernel at the doorbell, `offset=0x50`. Is it traced?")
+        return wrong("The first run has no trace point of the kernel at the doorbell, `offset=0x50`.")
     missing = {name for name in counts[0] if name not in counts[1]}
     name = key.strip().split()[0] if key.strip() else ""
     if name in missing:
@@ -213,7 +213,7 @@ def gone(key: Any, by_exit: Any, by_ioeventfd: Any) -> Verdict:
 def _doorbell(run: Run) -> dict[str, int]:
     found: dict[str, int] = {}
     for event in run.trace or ():
-        if event.key.startswith("kvm_") and event.context.startswith("kernel") and event.args[:1] == (0x50,):
+        if event.key.startswith("kvm_") and event.args[:1] == (0x50,):
             found[event.key] = found.get(event.key, 0) + 1
     return found
 
@@ -267,7 +267,7 @@ def quicker(mine: Any, slow: Any, model: Any) -> Verdict:
     if changed[0] in ("app", "disk", "engine"):
         return wrong(f"`{changed[0]}` is another job or another disk. What lies between them can be quicker, too.")
     try:
-        before, after = (recipe.run(model).clat.percentile(50) / 1000 for recipe in (slow, mine))
+        before, after = (sum(means(recipe.run(model)).values()) / 1000 for recipe in (slow, mine))
     except VblkError as error:
         return wrong(f"The model refuses: {said(error)}")
     told = f"By the model an I/O takes {before:.1f} µs, and with your `{changed[0]}` {after:.1f}"
