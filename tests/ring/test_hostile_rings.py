@@ -558,7 +558,7 @@ many = settings(max_examples=settings.default.max_examples * 4, suppress_health_
 @given(
     junk=garbage, start=st.sampled_from([0, 65533, 65535]), indirect=st.booleans(), event_idx=st.booleans(), longest=st.sampled_from([0, 5])
 )
-@deadline(10)
+@deadline(60)
 def test_pop_and_a_second_reader_agree_about_garbage(junk: Garbage, start: int, indirect: bool, event_idx: bool, longest: int) -> None:
     ring, _ = a_queue(SIZE, start=start)
     device = SplitDevice(ring.memory, ring.layout, indirect=indirect, event_idx=event_idx, chain_max=longest)
@@ -614,7 +614,7 @@ def test_pop_and_a_second_reader_agree_about_every_table_of_three() -> None:
 
 @many
 @given(data=st.binary(min_size=16 * SIZE + 6 + 2 * SIZE, max_size=16 * SIZE + 6 + 2 * SIZE), place=st.binary(min_size=64, max_size=64))
-@deadline(10)
+@deadline(60)
 def test_pop_of_random_bytes_returns_or_raises_a_virtio_error(data: bytes, place: bytes) -> None:
     ring, device = a_queue(SIZE, start=0)
     ring.memory.write(ring.desc_at, data)
@@ -741,7 +741,7 @@ def test_data_read_over_the_ring_itself_is_the_drivers_own_loss() -> None:
 
 @settings(max_examples=settings.default.max_examples * 2, suppress_health_check=list(HealthCheck))  # type: ignore[union-attr]
 @given(junk=garbage, more=garbage, both=st.booleans())
-@deadline(10)
+@deadline(60)
 def test_a_device_survives_garbage_and_serves_after_a_reset(junk: Garbage, more: Garbage, both: bool) -> None:
     board = Board(queues=2, size=SIZE).boot()
     for queue, each in ((0, junk), (1, more))[: 1 + both]:
