@@ -40,6 +40,8 @@ from tests.support import (
     LoggedStore,
 )
 from vblklab.disk.store import open_image
+from vblklab.memory import GuestPages
+from vblklab.ring import PackedDevice, PackedDriver
 
 SECTORS = 2048
 WRITEBACK = 0x100 + 32
@@ -306,6 +308,41 @@ def test_5_2_6_the_status_byte_and_the_data_lie_in_memory_before_used_idx_moves(
             assert ring.get("II", ring.used_at + 4) == (0, 513)
     assert seen[0] == (0, False, False) and seen[-1] == (1, True, True)
     assert (0, True, True) in seen, "between the status byte and used.idx lies a trace point"
+
+
+@pytest.mark.clause("SPLIT-DEV-016")
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+@pytest.mark.parametrize("kind", [IN, OUT, GET_ID, 77], ids=["IN", "OUT", "GET_ID", "unknown"])
+def test_2_7_8_2_data_and_status_stand_in_memory_when_the_used_element_is_published(kind: int, packed: bool) -> None:
+    """Looked at in the moment of the store that shows it: afterwards the order can no longer be seen."""
+    engine = Held()
+    board = Board(vb.VirtioBlkDevice(), engine=engine).boot()
+    board.store.bytes[:512] = b"d" * 512
+    queue = board.device.queues[0]
+    if packed:
+        driver = PackedDriver.alloc(GuestPages(board.memory, 0x8000), 8)
+        queue = board.device.queues[0] = PackedDevice(board.memory, driver.layout)
+    room = {IN: 512, GET_ID: 20}.get(kind, 0)
+    pieces = board.pieces(kind, 0, room=room, data=b"w" * 512 if kind == OUT else b"")
+    seen: list[bytes] = []
+    flush = queue.flush
+
+    def look() -> int:
+        seen.append(board.writable(pieces))
+        return flush()
+
+    queue.flush = look  # type: ignore[method-assign]
+    if packed:
+        driver.add_sgs([p[:2] for p in pieces if not p[2]], [p[:2] for p in pieces if p[2]], "token")
+        driver.publish()
+        board.kick()
+    else:
+        board.send(pieces)
+    while engine.started:
+        engine.end()
+    board.machine.run()
+    data = {IN: b"d" * 512, GET_ID: b"vblklab".ljust(20, b"\0")}.get(kind, b"")
+    assert seen == [data + bytes((UNSUPP if kind == 77 else OK,))]
 
 
 @pytest.mark.clause("SPLIT-DEV-016", "SPLIT-DEV-017")

@@ -13,6 +13,7 @@ from vblklab.ring.shot import RingShot, Word
 from vblklab.trace import film as film_module
 
 QUEUES = {"split": vb.Split(8), "packed": vb.Packed(8)}
+IN_ORDER = {"split in order": vb.Split(8, in_order=True), "packed in order": vb.Packed(8, in_order=True)}
 
 
 def recipe(queue: Any, ios: int = 6, iodepth: int = 2, indirect: bool = False, **device: Any) -> vb.Pipeline:
@@ -21,7 +22,7 @@ def recipe(queue: Any, ios: int = 6, iodepth: int = 2, indirect: bool = False, *
 
 
 def filmed(kind: str, **options: Any) -> vb.Film:
-    return vb.film(recipe(QUEUES[kind], **options).boot(vb.SimMachine()), steps=10_000)
+    return vb.film(recipe((QUEUES | IN_ORDER)[kind], **options).boot(vb.SimMachine()), steps=10_000)
 
 
 @pytest.mark.parametrize("kind", QUEUES)
@@ -37,7 +38,7 @@ def test_every_frame_but_the_first_shows_a_change_and_none_is_lost(kind: str) ->
     assert seen == {frame.shot for frame in film}
 
 
-@pytest.mark.parametrize("kind", QUEUES)
+@pytest.mark.parametrize("kind", [*QUEUES, *IN_ORDER])
 @pytest.mark.parametrize("indirect", [False, True])
 @pytest.mark.parametrize("event_idx", [False, True])
 def test_requests_are_numbered_in_order_and_all_are_returned(kind: str, indirect: bool, event_idx: bool) -> None:

@@ -132,10 +132,12 @@ class Film(Sequence[Frame]):
     """Frames of one virtqueue, in order.  ``film[n]`` is a frame, ``film.text(n)`` its text, ``film.strip()`` a picture of several.
 
     In a notebook a film is a player; ``print(film)`` lists the frames.  ``run`` is the Run up to the last frame, where there is one;
-    ``event_idx`` says whether the event words of a split ring mean anything.
+    ``event_idx`` says whether the event words of a split ring mean anything, ``in_order`` whether a used element may stand for several.
     """
 
-    def __init__(self, shots: Iterable[Taken], *, title: str, run: Any = None, remark: str = "", event_idx: bool = True) -> None:
+    def __init__(
+        self, shots: Iterable[Taken], *, title: str, run: Any = None, remark: str = "", event_idx: bool = True, in_order: bool = False
+    ) -> None:
         self.title = title
         self.run = run
         self.remark = remark
@@ -143,7 +145,8 @@ class Film(Sequence[Frame]):
         self._frames: list[Frame] = []
         before: RingShot | None = None
         taken = list(shots)
-        for number, ((label, shot, t_ns, away), owners) in enumerate(zip(taken, owners_of([one.shot for one in taken]), strict=True)):
+        owned = owners_of([one.shot for one in taken], in_order=in_order)
+        for number, ((label, shot, t_ns, away), owners) in enumerate(zip(taken, owned, strict=True)):
             changed = shot.changed_since(before) if before is not None else frozenset()
             self._frames.append(Frame(number, label, t_ns, shot, changed, owners, away))
             before = shot
@@ -237,7 +240,8 @@ def film(source: Any, *, queue: int = 0, steps: int = 200, title: str = "") -> F
     returns; or what ``vb.schedules()`` found.  At most 64 MiB of rings are kept.  ConfigError for anything else.
     """
     if callable(getattr(source, "frames", None)) and hasattr(source, "what"):
-        return _film_of_list(source.frames(), title or str(source.what), source.setup.event_idx)
+        setup = source.setup
+        return _film_of_list(source.frames(), title or str(source.what), setup.event_idx, bool(getattr(setup.queue, "in_order", False)))
     if callable(getattr(source, "step", None)) and hasattr(source, "driver"):
         return _film_of_vm(source, queue, steps, title)
     if isinstance(source, Iterable) and not isinstance(source, (str, bytes)):
@@ -245,7 +249,7 @@ def film(source: Any, *, queue: int = 0, steps: int = 200, title: str = "") -> F
     raise ConfigError(f"a film of a {type(source).__name__}", "give recipe.boot(vb.SimMachine()) or a list of (label, shot)")
 
 
-def _film_of_list(items: list[Any], title: str, event_idx: bool = True) -> Film:
+def _film_of_list(items: list[Any], title: str, event_idx: bool = True, in_order: bool = False) -> Film:
     shots: list[Taken] = []
     kept = 0
     for number, item in enumerate(items):
@@ -264,7 +268,7 @@ def _film_of_list(items: list[Any], title: str, event_idx: bool = True) -> Film:
         shots.append(Taken(label, shot, t_ns))
     if not shots:
         raise ConfigError("a film of an empty list", "give at least one (label, shot)")
-    return Film(shots, title=title or _title(shots[0].shot, len(shots)), event_idx=event_idx)
+    return Film(shots, title=title or _title(shots[0].shot, len(shots)), event_idx=event_idx, in_order=in_order)
 
 
 def _film_of_vm(vm: Any, queue: int, steps: int, title: str) -> Film:
@@ -287,8 +291,9 @@ def _film_of_vm(vm: Any, queue: int, steps: int, title: str) -> Film:
             remark = f"The recording ended at {len(shots)} frames: a film keeps at most {MOST_BYTES >> 20} MiB of rings."
             break
         shots.append(Taken(_STORES.get(event.key, event.key), shot, event.t_ns))
-    event_idx = bool(vm.driver.features & Feature.EVENT_IDX)
-    return Film(shots, title=title or _title(shots[0].shot, len(shots), queue), run=vm.result(), remark=remark, event_idx=event_idx)
+    has = vm.driver.features
+    options = dict(event_idx=bool(has & Feature.EVENT_IDX), in_order=bool(has & Feature.IN_ORDER))
+    return Film(shots, title=title or _title(shots[0].shot, len(shots), queue), run=vm.result(), remark=remark, **options)
 
 
 def _two_views(item: Any, before: Taken | None) -> Taken:

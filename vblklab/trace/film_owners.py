@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ..ring.shot import RingShot
 from ..spec.virtio_ring import DescFlag
 
 __all__ = ["Mark", "Owners", "owners_of"]
+
+Entry = TypeVar("Entry")
 
 
 class Mark(NamedTuple):
@@ -29,14 +31,33 @@ class Owners(NamedTuple):
     device: tuple[int, bool] | None = None
 
 
-def owners_of(shots: Sequence[RingShot]) -> Iterator[Owners]:
-    """The owners of each shot's slots; what lay in the ring before the first shot has none."""
+def owners_of(shots: Sequence[RingShot], *, in_order: bool = False) -> Iterator[Owners]:
+    """The owners of each shot's slots; what lay in the ring before the first shot has none.
+
+    With ``in_order`` a used element stands for every buffer up to the one that it names (§2.7.9, §2.8.9).
+    """
     if not shots:
         return iter(())
-    return _packed(shots) if shots[0].packed else _split(shots)
+    return _packed(shots, in_order) if shots[0].packed else _split(shots, in_order)
 
 
-def _split(shots: Sequence[RingShot]) -> Iterator[Owners]:
+def _returned(in_flight: dict[int, Entry], number: int, in_order: bool) -> list[Entry]:
+    """What a used element that names ``number`` takes out of ``in_flight``, which is in the order of publication."""
+    if number not in in_flight:
+        return []
+    numbers = list(in_flight)
+    batch = numbers[: numbers.index(number) + 1] if in_order else [number]
+    return [in_flight.pop(each) for each in batch]
+
+
+def _end(marks: dict[tuple[str, int], Mark], requests: set[int]) -> None:
+    """These requests are returned."""
+    for key, mark in list(marks.items()):
+        if mark.request in requests:
+            marks[key] = Mark(mark.request, "used")
+
+
+def _split(shots: Sequence[RingShot], in_order: bool) -> Iterator[Owners]:
     size = shots[0].layout.size
     avail_idx, used_idx = shots[0].value("avail", "idx"), shots[0].value("used", "idx")
     marks: dict[tuple[str, int], Mark] = {}
@@ -55,15 +76,15 @@ def _split(shots: Sequence[RingShot]) -> Iterator[Owners]:
         if new_avail == avail_idx and touched & {("desc", pending), ("avail", new_avail % size)}:
             _mark(marks, _chain(shot, pending), Mark(count + 1, "written"))
             marks["avail", new_avail % size] = Mark(count + 1, "written")
+        skipped = 0
         for idx in _steps(used_idx, new_used, size):
-            request = owner.pop(shot.value("used", "id", idx % size), 0)
-            for key, mark in list(marks.items()):
-                if request and mark.request == request:
-                    marks[key] = Mark(request, "used")
-            if request:
-                marks["used", idx % size] = Mark(request, "used")
-            else:
-                marks.pop(("used", idx % size), None)
+            marks.pop(("used", idx % size), None)
+            if skipped:  # the element before stands for it
+                skipped -= 1
+            elif requests := _returned(owner, shot.value("used", "id", idx % size), in_order):
+                _end(marks, set(requests))
+                marks["used", idx % size] = Mark(requests[-1], "used")
+                skipped = len(requests) - 1
         pending_id = shot.value("used", "id", new_used % size)
         if new_used == used_idx and ("used", new_used % size) in touched:
             marks["used", new_used % size] = Mark(owner.get(pending_id, 0), "written")
@@ -93,7 +114,7 @@ def _chain(shot: RingShot, head: int) -> list[int]:
     return slots
 
 
-def _packed(shots: Sequence[RingShot]) -> Iterator[Owners]:
+def _packed(shots: Sequence[RingShot], in_order: bool) -> Iterator[Owners]:
     size = shots[0].layout.size
     driver = device = shots[0].driver_position()
     marks: dict[tuple[str, int], Mark] = {}
@@ -108,13 +129,12 @@ def _packed(shots: Sequence[RingShot]) -> Iterator[Owners]:
             _mark(marks, [(driver[0] + i) % size for i in range(length)], Mark(count, "available"))
             driver = _ahead(driver, length, size)
         _unpublished(shot, before, marks, driver[0], count + 1)
-        while shot.bits(device[0]) == (device[1], device[1]) and (entry := lists.pop(shot.value("desc", "id", device[0]), None)):
-            request, length = entry
-            for key, mark in list(marks.items()):
-                if mark.request == request:
-                    marks[key] = Mark(request, "used")
-            marks["desc", device[0]] = Mark(request, "used")
-            device = _ahead(device, length, size)
+        while shot.bits(device[0]) == (device[1], device[1]) and (
+            entries := _returned(lists, shot.value("desc", "id", device[0]), in_order)
+        ):
+            _end(marks, {request for request, _ in entries})
+            marks["desc", device[0]] = Mark(entries[0][0], "used")  # in order it is that one's slot
+            device = _ahead(device, sum(length for _, length in entries), size)
         before = shot
         yield Owners(dict(marks), driver, device)
 
