@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from .peer.storage_daemon import StorageDaemon
     from .pipeline import Packed, Pipeline, Split
     from .trace.film import Film, film
+    from .trace.gaps import between
     from .trace.run import Run
     from .transport import Mmio, Pci
     from .view import compare, explore, export, lanes, latency, path_map, spread, sweep, waterfall
@@ -119,6 +120,7 @@ _WHERE = {
     "WAIT": "events",
     "Wait": "events",
     "Zones": "device",
+    "between": "trace.gaps",
     "calibrate": "lab.calibrate",
     "check": "lab.check",
     "compare": "view",

@@ -57,7 +57,7 @@ def test_a_load_stands_at_itself_until_it_is_answered(model: vb.Trap, size: int,
     first = model.run()
     assert not first.write and first.registers["rip"] == BASE + offset_of(f"load{size}")
     assert [mark for mark, *_ in first.around() if mark] == ["→*"]
-    assert "wanted: user space puts the answer here" in str(first)
+    assert "wanted: the answer goes here" in str(first)
     model.answer(0x1_74726976)
     assert model.run().registers["rax"] == seen
 

@@ -16,13 +16,13 @@ from .text import escape
 __all__ = ["spread"]
 
 LEFT, RIGHT, PLOT_PX, BINS = 76, 40, 300, 60
-_TAIL = 99.0
+_TAIL = 95.0
 
 
 def spread(samples: Mapping[str, Sequence[float]], *, title: str, caption: str = "", unit: str = "us") -> go.Figure:
     """Draw the share of the samples (in ns) in each of 60 bins, an area for each name, with its median.
 
-    The axis ends at the 99th percentile of the slowest; the small print says how much lies beyond.  ``caption`` says where the samples
+    The axis ends at the 95th percentile of the slowest; the small print says how much lies beyond.  ``caption`` says where the samples
     come from.
     """
     if not 1 <= len(samples) <= len(RUN_COLOURS) or any(len(values) < 2 for values in samples.values()):
