@@ -2,8 +2,9 @@
 
 It runs a list of requests that lies in guest memory (``REQUEST``) with no help from user space: it builds each request in a slot
 (``SLOT``), puts it on the ring, rings the doorbell, idles, takes the interrupt, walks the used ring, checks what was read, and stamps
-each request with the time stamp counter.  The control page (``Ctl``) says where everything is.  ``source()`` is what an assembler
-takes (`tests/kvm/listing.py`): names with ``c_`` are words of the control page, with ``r_`` and ``t_`` fields and times of a request, with ``s_`` of a slot.
+each request with the time stamp counter.  The control page (``Ctl``) says where everything is.  In ``source()``, what an assembler takes
+(`tests/kvm/listing.py`), names with ``c_`` are words of the control page, with ``r_`` and ``t_`` fields and times of a request, with ``s_``
+of a slot.
 
 As in `payload.py` nothing but ``hlt`` and ``spin`` runs with interrupts on, so the handler has nothing to go back to and needs no ``iret``.
 The two payloads share the mailbox's counts of doorbell stores and interrupts, so whoever runs, they add up.
