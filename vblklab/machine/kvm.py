@@ -61,6 +61,7 @@ class KvmMachine(LiveMachine):
     def __repr__(self) -> str:
         more = f", idle={self.idle!r}" if self.idle != "hlt" else ""
         more += f", poll_us={self.poll_us:g}" if self.poll_us else ""
+        more += ", kernel_trace=True" if self.kernel_trace else ""
         return f"KvmMachine(device={self.device!r}{more})"
 
     def boot(self, recipe: Recipe) -> KvmVm:
@@ -72,6 +73,7 @@ class KvmMachine(LiveMachine):
         works, why, gain = kvm_host.found()
         if not works:
             raise NotHere(why, f"{gain}; SimMachine (L0) and LiveMachine (L2) work without it")
+        self.check_tracing()
         return KvmVm(self, recipe)
 
 
@@ -417,6 +419,13 @@ class KvmVm(LiveVm):
         self._check_open()
         with self.guest.vcpu.owned():
             return super().run(progress=progress)
+
+    def _traced(self) -> dict[str, Any]:
+        registers = (0, 0) if isinstance(self.bus, _PciBus) else (REGISTERS_GPA, _REGISTERS_END)
+        return {"kvm": True, "registers": registers, "gsi": GSI}
+
+    def _clock_error_ns(self) -> int:
+        return self._clock.error_ns + abs(self._clock.drift_ns(self.guest.clock()))
 
     def _finish_device(self) -> None:
         super()._finish_device()

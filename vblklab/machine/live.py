@@ -10,20 +10,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from functools import partial
 from mmap import mmap
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DeviceDied, NotHere, Stalled, VblkError
-from ..events import EVENTS, GROUPS, STEPS, expand
 from ..guest.fio import FioTask
 from ..kvm import NO_ROOM, check_wire, vectors_of
 from ..memory import GuestMemory, GuestPages
 from ..peer.process import wait_or_kill
-from ..trace.correlate import Correlator
-from ..trace.run import Run, TraceEvent
+from ..peer.tracefs import tracing_missing
+from ..trace.kernel import Kernel, join_kernel
+from ..trace.run import Run
 from ..transport import MmioTransport, Pci, PciTransport
 from .base import Recipe, build_run, default_vcpus, deferred_interrupt, fresh, fresh_device, memory_bytes, not_simulated, real_engine
+from .kernel_trace import RunTrace
 from .live_bus import LiveBus, LivePciBus, SharedInterruptStatus, interrupts, messages
 from .live_device import (
     Fds,
@@ -36,12 +39,13 @@ from .live_device import (
     short_turns,
     start_child,
 )
-from .loop import LiveLoop, LogEntry
+from .live_log import LiveLog, probe_cost_ns
+from .live_recording import LiveRecording
+from .loop import FIRST, LiveLoop, LogEntry
 
 __all__ = ["LiveMachine", "LiveVm", "live_missing"]
 
 Steps = Generator[Any, int, Any]
-_TRACE_KEPT = 4000
 _TICK_S = 0.2
 
 
@@ -60,6 +64,9 @@ class LiveMachine:
     ``poll_us`` lets the device look for work that long before it sleeps (QEMU: poll-max-ns); ``stall_s`` is how long no I/O may
     complete before the run is given up.  ``trace=False`` measures without logging trace points, and lets a device whose steps
     are as they were written take the batch path; ``fast`` "auto" compiles that path's loop if numba is there, "off" does not.
+
+    ``kernel_trace=True`` records the host kernel's own events of the run beside it, as root, in a trace instance of its own: the points
+    of steps that are the kernel's then carry its clock.  It costs some 0.2 µs an event.
     """
 
     def __init__(
@@ -71,6 +78,7 @@ class LiveMachine:
         stall_s: float = 20.0,
         iolog: bool = False,
         fast: str = "auto",
+        kernel_trace: bool = False,
     ) -> None:
         if device not in ("process", "thread"):
             raise ConfigError(f"LiveMachine device={device!r}", "choose 'process' or 'thread'")
@@ -78,8 +86,11 @@ class LiveMachine:
             raise ConfigError(f"LiveMachine poll_us={poll_us}, stall_s={stall_s}", "poll_us is 0 or more, stall_s above 0")
         if fast not in ("auto", "off"):
             raise ConfigError(f"LiveMachine fast={fast!r}", "choose 'auto' or 'off'")
+        if kernel_trace and not trace:
+            raise ConfigError("kernel_trace=True, trace=False", "the kernel's points are put into the machine's trace: leave trace on")
         self.device = device
         self.fast = fast
+        self.kernel_trace = kernel_trace
         self.poll_us = poll_us
         self.trace = trace
         self.stall_s = stall_s
@@ -87,6 +98,7 @@ class LiveMachine:
 
     def __repr__(self) -> str:
         more = f", poll_us={self.poll_us:g}" if self.poll_us else ""
+        more += ", kernel_trace=True" if self.kernel_trace else ""
         return f"LiveMachine(device={self.device!r}{more})"
 
     def boot(self, recipe: Recipe) -> LiveVm:
@@ -94,7 +106,14 @@ class LiveMachine:
         missing = live_missing()
         if missing:
             raise NotHere(missing)
+        self.check_tracing()
         return LiveVm(self, recipe)
+
+    def check_tracing(self) -> None:
+        """NotHere, with the remedy, if the kernel is to be traced and cannot be."""
+        what, remedy = tracing_missing() if self.kernel_trace else ("", "")
+        if what:
+            raise NotHere(what, f"{remedy}; the run works without kernel_trace")
 
 
 class LiveVm:
@@ -112,6 +131,9 @@ class LiveVm:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._result: tuple[list[LogEntry] | None, dict[str, int]] | None = None
+        self._kernel_trace: RunTrace | None = None
+        self._kernel: Kernel | None = None
+        self._recording: LiveRecording | None = None
         try:
             self._build()
             self._boot()
@@ -316,6 +338,7 @@ class LiveVm:
     def run(self, *, progress: Callable[[int, int | None], None] | None = None) -> Run:
         """Run to the end; Ctrl-C stops submitting, reaps what is in flight and returns what was measured so far."""
         self._check_open()
+        self._trace_kernel()
         counts = [task.job.number_ios for task in self.tasks]
         total = None if any(count is None for count in counts) else sum(count or 0 for count in counts)
         interrupted = False
@@ -343,9 +366,32 @@ class LiveVm:
             if progress is not None:
                 progress(self._completed(), total)
             self._finish_device()
-            return self._run_of(interrupted)
+            run = self._run_of(interrupted)
+            self._recording = LiveRecording.of(run, self._log)
+            return run
         finally:
             self.close()
+
+    def save(self, path: str | Path) -> None:
+        """Write the run that has ended to a file that ``vb.recorded(path)`` reads; VblkError before that."""
+        if self._recording is None:
+            raise VblkError("this machine has not run to its end yet", "run() it first, then save() it")
+        self._recording.save(path)
+
+    def _trace_kernel(self) -> None:
+        if self.machine.kernel_trace:
+            processes = [os.getpid()] if self._child is None else [os.getpid(), self._child.pid]
+            trace = RunTrace(processes=processes, image=getattr(self.recipe.disk, "path", None), **self._traced())
+            self._closers.append(trace.close)
+            trace.start()
+            self._kernel_trace = trace
+
+    def _traced(self) -> dict[str, Any]:
+        """What of KVM belongs to this run."""
+        return {"kvm": False}
+
+    def _clock_error_ns(self) -> int:
+        return 0
 
     def _check_open(self) -> None:
         if self._closed:
@@ -413,6 +459,7 @@ class LiveVm:
     def _finish_device(self) -> None:
         send_message(self._control, ("stop",))
         message = self._receive()
+        self._stop_kernel_trace()
         self._result = (message[1], message[2])
 
     def close(self) -> None:
@@ -449,24 +496,34 @@ class LiveVm:
     def _more_counters(self) -> dict[str, int]:
         return {}
 
+    def _stop_kernel_trace(self) -> None:
+        if self._kernel_trace is not None:
+            self._kernel = self._kernel_trace.stop(error_ns=self._clock_error_ns())
+
+    def _with_kernel(self, log: list[LogEntry], kernel: Kernel, device_log: list[LogEntry]) -> list[LogEntry]:
+        """Both joined, for as long as both are whole."""
+        ends = [each[FIRST - 1][0] for each in (self.loop.log or [], device_log) if len(each) >= FIRST]
+        ends += [kernel.until_ns] if kernel.until_ns is not None else []
+        joined = join_kernel(log, replace(kernel, until_ns=min(ends, default=None)))
+        self.notes.append(
+            "kernel trace: points of the kernel carry its clock, in place of what Python would have logged for them"
+            + (f"; {joined.unmatched:,} of its block events are no request's" if joined.unmatched else "")
+        )
+        return joined.log
+
     def _run_of(self, interrupted: bool) -> Run:
         assert self._result is not None
         device_log, device_counters = self._result
         log = sorted([*(self.loop.log or ()), *(device_log or ())], key=lambda entry: entry[0])
         log = [entry for entry in log if entry[0] >= self._booted_ns]  # the device's half logged its own boot
-        correlator = Correlator()
-        window = 0
-        for now, _, ev in log:
-            if (now >> 26) - window > 1:
-                correlator.forget()  # points between two windows were not kept
-            window = now >> 26
-            for one in expand(ev) if ev[0] in GROUPS else (ev,):
-                correlator.feed(now, one)
-        rows = correlator.rows
+        tracing = f"{len(log):,} log entries"
+        if self._kernel is not None:
+            log = self._with_kernel(log, self._kernel, device_log or [])
         names = {context.number: context.name for context in self.loop.contexts} | {1000: "iothread"}
-        threads = self._threads
+        live_log = self._log = LiveLog(log, names, self._threads, kernel=self._kernel is not None)
+        correlator = live_log.correlate()
         return build_run(
-            title=f"{self._title()} · iodepth {self.recipe.app.depth}",
+            title=f"{self._title()}{' · kernel trace' if self._kernel is not None else ''} · iodepth {self.recipe.app.depth}",
             rung=self.RUNG,
             simulated=False,
             provenance={
@@ -476,8 +533,9 @@ class LiveVm:
                 **self._peers(),
                 "cost table": "none: times are measured",
                 "seed": "none",
-                "tracing": f"{len(log):,} log entries, step times of {correlator.matched:,} I/Os" if self.machine.trace else "off",
-                "probe cost": f"about {_probe_cost_ns():.0f} ns a trace point" if self.machine.trace else "none",
+                "tracing": f"{tracing}, step times of {correlator.matched:,} I/Os" if self.machine.trace else "off",
+                **({"kernel trace": self._kernel_trace.words()} if self._kernel_trace is not None else {}),
+                "probe cost": f"about {probe_cost_ns():.0f} ns a trace point" if self.machine.trace else "none",
                 "granularity": "an interrupt is taken when the guest waits, a kick when the device's loop turns; counts depend on it",
             },
             recipe=self.recipe,
@@ -493,44 +551,8 @@ class LiveVm:
                 **self._more_counters(),
                 **self.iostack.counts,
             },
-            trace=_trace_events(log[:_TRACE_KEPT], names),
-            split=_split(correlator, threads) if len(rows) else {},
+            trace=live_log.trace(),
+            split=live_log.split(correlator),
             interrupted=interrupted,
             iolog=self.iolog,
         )
-
-
-def _split(correlator: Correlator, threads: bool) -> dict[str, tuple[float, float]]:
-    """Per step, mean ns of kernel and hardware and of Python.  Between two threads a wake-up is the global lock's: Python."""
-    count = max(correlator.matched, 1)
-    split = {}
-    for number, step in enumerate(STEPS):
-        mean = correlator.durations[number].mean_ns
-        hard = correlator.hard_ns[number] / count
-        if threads and step.name in ("D4", "U5"):
-            hard = 0.0
-        hard = min(hard, mean)
-        split[step.name] = (hard, mean - hard)
-    return split
-
-
-def _probe_cost_ns() -> float:
-    """What logging one trace point costs here, measured now."""
-    log: list[LogEntry] = []
-    start = time.perf_counter_ns()
-    for _ in range(2000):
-        log.append((time.perf_counter_ns(), 0, ("virtqueue_pop", 0)))
-    return (time.perf_counter_ns() - start) / 2000
-
-
-_LANES = {"kvm": "KVM", "host-stack": "host", "host-driver": "host", "disk": "disk"}
-
-
-def _trace_events(log: list[LogEntry], names: dict[int, str]) -> list[TraceEvent]:
-    events = []
-    for now, number, ev in log:
-        name = names.get(number, "KVM")
-        for key, *args in expand(ev):
-            lane = _LANES.get(EVENTS[key].room, "iothread" if number >= 1000 else "vCPU 0") if key in EVENTS else name
-            events.append(TraceEvent(now, name, lane, key, tuple(args)))
-    return events
