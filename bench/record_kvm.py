@@ -1,6 +1,7 @@
 """Record KvmMachine with the host kernel's trace, for machines without KVM: ``sudo python bench/record_kvm.py``.
 
-Writes data/recorded/kvm-*.run.gz: 4 KiB random reads at iodepth 1 from an image past the page cache, for two wirings.
+Writes data/recorded/kvm-*.run.gz: 4 KiB random reads at iodepth 1 from an image past the page cache, for two wirings.  Of ten runs that one
+is kept in which most I/Os needed a kick, so that there are doorbells to look at.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import vblklab as vb
 
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "recorded"
 SIZE = 64 << 20
-IOS = 300
+IOS, TRIES = 300, 10
 
 
 def main() -> None:
@@ -24,12 +25,15 @@ def main() -> None:
             app = vb.Fio(rw="randread", bs=4096, iodepth=1, number_ios=IOS, size=SIZE)
             recipe = vb.Pipeline(app=app, kvm=vb.Kvm(kick=kick, call=call), disk=vb.ImageFile("disk.img", cache="none"))
             machine = vb.KvmMachine(kernel_trace=True)
-            recipe.run(machine)  # once to warm up
-            vm = recipe.boot(machine)
-            run = vm.run()
             path = FOLDER / f"kvm-{kick}-{call}-d1.run.gz"
-            vm.save(path)
-            print(f"{path.name}: {path.stat().st_size:,} bytes, {len(run.rows)} of {run.ios} I/Os; {run.provenance['kernel trace']}")
+            most = -1
+            for _ in range(TRIES):
+                vm = recipe.boot(machine)
+                run = vm.run()
+                if run.counters["kicks"] > most:  # a device that still looks needs no kick
+                    most = run.counters["kicks"]
+                    vm.save(path)
+            print(f"{path.name}: {path.stat().st_size:,} bytes, {most} kicks, of the last try {run.provenance['kernel trace']}")
         os.chdir(FOLDER)
 
 

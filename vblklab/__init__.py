@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from .peer.storage_daemon import StorageDaemon
     from .pipeline import Packed, Pipeline, Split
     from .trace.film import Film, film
+    from .trace.imported import read_trace
     from .trace.run import Run
     from .transport import Mmio, Pci
     from .view import compare, explore, export, lanes, latency, path_map, sweep, waterfall
@@ -126,6 +127,7 @@ _WHERE = {
     "linux_run": "lab.chapter_08",
     "path_map": "view",
     "probe_log": "lab.driver_bench",
+    "read_trace": "trace.imported",
     "recorded": "machine.guest_run",
     "registers": "lab.bench",
     "scratch_image": "lab.chapter_08",

@@ -500,11 +500,14 @@ class LiveVm:
         if self._kernel_trace is not None:
             self._kernel = self._kernel_trace.stop(error_ns=self._clock_error_ns())
 
-    def _with_kernel(self, log: list[LogEntry], kernel: Kernel, device_log: list[LogEntry]) -> list[LogEntry]:
-        """Both joined, for as long as both are whole."""
+    def _with_kernel(self, log: list[LogEntry], kernel: Kernel, device_log: list[LogEntry], names: dict[int, str]) -> list[LogEntry]:
+        """Both joined, for as long as both are whole; the kernel's contexts go into ``names``."""
         ends = [each[FIRST - 1][0] for each in (self.loop.log or [], device_log) if len(each) >= FIRST]
         ends += [kernel.until_ns] if kernel.until_ns is not None else []
-        joined = join_kernel(log, replace(kernel, until_ns=min(ends, default=None)))
+        threads = {threading.get_native_id(): "vCPU's thread"}
+        threads |= {self._child.pid: "device"} if self._child is not None else {}
+        joined = join_kernel(log, replace(kernel, until_ns=min(ends, default=None), threads=threads))
+        names |= joined.names
         self.notes.append(
             "kernel trace: points of the kernel carry its clock, in place of what Python would have logged for them"
             + (f"; {joined.unmatched:,} of its block events are no request's" if joined.unmatched else "")
@@ -517,9 +520,9 @@ class LiveVm:
         log = sorted([*(self.loop.log or ()), *(device_log or ())], key=lambda entry: entry[0])
         log = [entry for entry in log if entry[0] >= self._booted_ns]  # the device's half logged its own boot
         tracing = f"{len(log):,} log entries"
-        if self._kernel is not None:
-            log = self._with_kernel(log, self._kernel, device_log or [])
         names = {context.number: context.name for context in self.loop.contexts} | {1000: "iothread"}
+        if self._kernel is not None:
+            log = self._with_kernel(log, self._kernel, device_log or [], names)
         live_log = self._log = LiveLog(log, names, self._threads, kernel=self._kernel is not None)
         correlator = live_log.correlate()
         return build_run(

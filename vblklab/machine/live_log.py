@@ -9,13 +9,12 @@ from typing import Any
 
 from ..events import EVENTS, GROUPS, STEPS, expand
 from ..trace.correlate import Correlator
-from ..trace.kernel import KERNEL_CPU
 from ..trace.run import TraceEvent
 from .loop import LogEntry
 
 __all__ = ["LiveLog", "probe_cost_ns"]
 
-_TRACE_KEPT = 4000
+_TRACE_KEPT, _KERNEL_TRACE_KEPT = 4_000, 20_000
 _LANES = {"kvm": "KVM", "host-stack": "host", "host-driver": "host", "disk": "disk"}
 
 
@@ -60,8 +59,8 @@ class LiveLog:
     def trace(self) -> list[TraceEvent]:
         """The first points, one by one."""
         events = []
-        for now, number, ev in self.entries[:_TRACE_KEPT]:
-            name = self.names.get(number) or (f"kernel CPU {number - KERNEL_CPU}" if number >= KERNEL_CPU else "KVM")
+        for now, number, ev in self.entries[: _KERNEL_TRACE_KEPT if self.kernel else _TRACE_KEPT]:
+            name = self.names.get(number, "KVM")
             for key, *args in expand(ev):
                 lane = _LANES.get(EVENTS[key].room, "iothread" if number >= 1000 else "vCPU 0") if key in EVENTS else name
                 events.append(TraceEvent(now, name, lane, key, tuple(args)))

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from .ftrace import Record
 
-__all__ = ["KERNEL_CPU", "KVM_EVENTS", "Kernel", "KernelJoin", "join_kernel"]
+__all__ = ["KERNEL", "KVM_EVENTS", "READS", "WRITES", "Kernel", "KernelJoin", "join_kernel", "kernel_points"]
 
 LogEntry = tuple[int, int, Any]
-KERNEL_CPU = 2000
-"""Context number of what the kernel did on CPU 0; CPU n has n more."""
+KERNEL = 2000
+"""The first context number of the kernel's: one for each thread that was in it."""
 KVM_EVENTS = (
     *("kvm_exit", "kvm_entry", "kvm_mmio", "kvm_fast_mmio", "kvm_userspace_exit", "kvm_set_irq", "kvm_msi_set_irq"),
     *("kvm_apic_accept_irq", "kvm_vcpu_wakeup", "kvm_inj_virq", "kvm_eoi"),
@@ -29,7 +29,8 @@ _STAND_INS = frozenset(["kvm_userspace_exit", "kvm_set_irq", "kvm_msi_set_irq"])
 _DELIVERY = frozenset(["kvm_apic_accept_irq", "kvm_vcpu_wakeup", "kvm_inj_virq"])
 _EXITS = frozenset(["kvm_exit", "kvm_mmio", "kvm_userspace_exit"])
 _READ_MMIO, _WRITE_MMIO = 1, 2  # KVM_TRACE_MMIO_READ, KVM_TRACE_MMIO_WRITE
-_EXIT_MMIO = 6
+_EXIT_MMIO, _EXIT_INTR = 6, 10
+_INTERRUPTS = frozenset(["irq_handler_entry", "block_rq_complete", "block_bio_complete"])
 
 
 @dataclass(frozen=True)
@@ -37,24 +38,25 @@ class Kernel:
     """What was recorded beside a run.
 
     ``base`` and ``end`` enclose the device's registers, whose accesses are shown by their offset.  ``gsi`` is the run's interrupt line.
-    ``until_ns`` is how long the record is whole, ``error_ns`` how far the guest's clock may be off.
+    ``until_ns`` is how long the record is whole, ``error_ns`` how far the guest's clock may be off.  ``threads`` names threads.
     """
 
     records: Sequence[Record]
     events: frozenset[str]
     base: int = 0
     end: int = 0
-    gsi: int = -1
+    gsi: int | None = None
     until_ns: int | None = None
     error_ns: int = 0
+    threads: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class KernelJoin:
-    """The run's log with the kernel's points in it, how many those are, and how many records belong to no request."""
+    """The run's log with the kernel's points in it, the names of their contexts, and how many records belong to no request."""
 
     log: list[LogEntry]
-    points: int
+    names: dict[int, str]
     unmatched: int
 
 
@@ -62,7 +64,7 @@ def join_kernel(log: Iterable[LogEntry], kernel: Kernel) -> KernelJoin:
     """Put the kernel's points into ``log``, which is in the order of time and ends where the kernel's record does."""
     log = [entry for entry in log if kernel.until_ns is None or entry[0] <= kernel.until_ns]
     if not log:
-        return KernelJoin([], 0, 0)
+        return KernelJoin([], {}, 0)
     join = _Join(kernel)
     first, last = log[0][0], log[-1][0]
     records = [record for record in kernel.records if first <= record.t_ns <= last]
@@ -74,14 +76,25 @@ def join_kernel(log: Iterable[LogEntry], kernel: Kernel) -> KernelJoin:
         join.logged(entry)
     entries = [(t, number, tuple(ev) if ev.__class__ is list else ev) for t, number, ev in join.out if ev is not None]
     entries.sort(key=lambda entry: entry[0])
-    return KernelJoin(entries, join.points, join.unmatched)
+    return KernelJoin(entries, join.names, join.unmatched)
+
+
+def kernel_points(records: Iterable[Record]) -> list[tuple[int, str, tuple[Any, ...]]]:
+    """KVM's records of whatever ran: (ns, context, point).  An access is shown by its address."""
+    join = _Join(Kernel((), frozenset()))
+    for record in records:
+        if record.name in KVM_EVENTS:
+            join.record(record)
+    return [(t, join.names[number], tuple(ev)) for t, number, ev in join.out]
 
 
 class _Join:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.out: list[list[Any] | tuple[int, int, Any]] = []
-        self.points = self.unmatched = 0
+        self.unmatched = 0
+        self.names: dict[int, str] = {}
+        self._numbers: dict[str, int] = {}
         self._stand_ins = _STAND_INS & kernel.events
         self._delivered = [r.t_ns for r in kernel.records if r.name in _DELIVERY]
         self._exits = [r.t_ns for r in kernel.records if r.name in _EXITS]
@@ -138,10 +151,20 @@ class _Join:
             self._leave(record)
 
     def _point(self, record: Record, *ev: Any) -> list[Any]:
-        self.points += 1
-        point = [record.t_ns, KERNEL_CPU + record.cpu, list(ev)]
+        point = [record.t_ns, self._context(record), list(ev)]
         self.out.append(point)
         return point
+
+    def _context(self, record: Record) -> int:
+        """Who was in the kernel: a thread, or whatever CPU took the drive's interrupt."""
+        if record.name in _INTERRUPTS:
+            name = f"interrupt, CPU {record.cpu}"
+        else:
+            who = self.kernel.threads.get(record.pid) or f"{record.task or 'thread'} {record.pid}"
+            name = f"{who}, in the kernel"
+        number = self._numbers.setdefault(name, KERNEL + len(self._numbers))
+        self.names[number] = name
+        return number
 
     def _where(self, gpa: int) -> int:
         kernel = self.kernel
@@ -173,12 +196,13 @@ class _Join:
             exit_[2][1] = offset
 
     def userspace(self, record: Record) -> None:
-        reason = _int(record, "reason")
+        reason = _int(record, "reason") if _int(record, "errno") >= 0 else _EXIT_INTR  # a signal ended KVM_RUN
         self._point(record, "kvm_userspace_exit", self._offset.get(record.pid, 0) if reason == _EXIT_MMIO else 0, reason)
 
     def set_irq(self, record: Record) -> None:
-        if _int(record, "gsi") == self.kernel.gsi:  # a kernel worker's may be another machine's
-            self._point(record, "kvm_set_irq", self.kernel.gsi, _int(record, "level"))
+        gsi = _int(record, "gsi")
+        if self.kernel.gsi in (None, gsi):  # a kernel worker's may be another machine's
+            self._point(record, "kvm_set_irq", gsi, _int(record, "level"))
 
     def msi(self, record: Record) -> None:
         self._point(record, "kvm_msi_set_irq", _int(record, "address"), _int(record, "data"))
