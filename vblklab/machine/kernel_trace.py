@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ __all__ = ["RunTrace"]
 
 _ELSEWHERE = ("kvm_set_irq", "kvm_msi_set_irq", "kvm_apic_accept_irq")
 """What a kernel worker does too, for an irqfd that may not be injected where its eventfd was written."""
+_COUNTED = ("kvm_exit", "kvm_userspace_exit", "kvm_apic_accept_irq", "kvm_inj_virq")
 _BLOCK_EVENTS = ("block_bio_queue", "block_getrq", "block_rq_issue", "block_rq_complete", "block_bio_complete")
 
 
@@ -29,6 +31,7 @@ class RunTrace:
         self._trace = KernelTrace(_events(threads, _block_device(image) if image else None, kvm))
         self._running = False
         self.lost = self.dropped = self.count = 0
+        self.counters: dict[str, int] = {}
 
     def start(self) -> None:
         """NotHere, with the remedy, where this cannot be."""
@@ -47,6 +50,8 @@ class RunTrace:
         self.close()
         records, lost = read_pages(captured.header_page, captured.formats, captured.pages)
         self.lost, self.dropped, self.count = lost + captured.overrun, sum(captured.dropped.values()), len(records)
+        counts = Counter(record.name for record in records)
+        self.counters = {f"traced_{name}": counts[name] for name in _COUNTED if name in counts}
         ends = [
             max((record.t_ns for record in records if record.cpu == cpu), default=0) for cpu, dropped in captured.dropped.items() if dropped
         ]
@@ -56,10 +61,10 @@ class RunTrace:
 
     def words(self) -> str:
         """For a run's provenance: how much there is, and what is missing of it."""
-        text = f"{self.count:,} events of the host's kernel, trace clock mono"
+        text = f"{self.count:,} events, clock mono, {self.lost:,} lost"
         if self.dropped:
-            text += f"; the buffer was full then, {self.dropped:,} later events were dropped and step times end there"
-        return text + f"; {self.lost:,} events lost in between"
+            text += f"; then the buffer was full: {self.dropped:,} later ones were dropped, and step times end there"
+        return text
 
 
 def _events(threads: Sequence[int], dev: int | None, kvm: bool) -> dict[str, str]:

@@ -552,6 +552,7 @@ class LiveVm:
                 "polls": self.driver.polls,
                 **device_counters,
                 **self._more_counters(),
+                **(self._kernel_trace.counters if self._kernel_trace is not None else {}),
                 **self.iostack.counts,
             },
             trace=live_log.trace(),
