@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..peer.tracefs import KernelTrace
@@ -16,19 +17,20 @@ __all__ = ["RunTrace"]
 
 _ELSEWHERE = ("kvm_set_irq", "kvm_msi_set_irq", "kvm_apic_accept_irq")
 """What a kernel worker does too, for an irqfd that may not be injected where its eventfd was written."""
-_COUNTED = ("kvm_exit", "kvm_userspace_exit", "kvm_apic_accept_irq", "kvm_inj_virq")
+_COUNTED = ("kvm_exit", "kvm_userspace_exit", "kvm_inj_virq")
 _BLOCK_EVENTS = ("block_bio_queue", "block_getrq", "block_rq_issue", "block_rq_complete", "block_bio_complete")
 
 
 class RunTrace:
-    """The kernel's side of one run: recorded between ``start`` and ``stop``; ``close`` removes all of it, at any time."""
+    """The kernel's side of one run: recorded between ``start`` and ``stop``; ``close`` removes all of it, at any time.
 
-    def __init__(
-        self, *, processes: Sequence[int], image: str | None, kvm: bool, registers: tuple[int, int] = (0, 0), gsi: int = -1
-    ) -> None:
-        self._registers, self._gsi = registers, gsi
-        threads = sorted({int(tid) for pid in processes for tid in os.listdir(f"/proc/{pid}/task")})
-        self._trace = KernelTrace(_events(threads, _block_device(image) if image else None, kvm))
+    ``kvm`` says what of KVM is the run's, as a Kernel without records; None for no KVM at all.
+    """
+
+    def __init__(self, *, processes: Sequence[int], image: str | None, kvm: Kernel | None) -> None:
+        self._kernel = kvm or Kernel((), frozenset())
+        threads = self._threads = sorted({int(tid) for pid in processes for tid in os.listdir(f"/proc/{pid}/task")})
+        self._trace = KernelTrace(_events(threads, _block_device(image) if image else None, kvm is not None))
         self._running = False
         self.lost = self.dropped = self.count = 0
         self.counters: dict[str, int] = {}
@@ -50,14 +52,15 @@ class RunTrace:
         self.close()
         records, lost = read_pages(captured.header_page, captured.formats, captured.pages)
         self.lost, self.dropped, self.count = lost + captured.overrun, sum(captured.dropped.values()), len(records)
-        counts = Counter(record.name for record in records)
+        counts = Counter(record.name for record in records if record.pid in self._threads)
         self.counters = {f"traced_{name}": counts[name] for name in _COUNTED if name in counts}
         ends = [
             max((record.t_ns for record in records if record.cpu == cpu), default=0) for cpu, dropped in captured.dropped.items() if dropped
         ]
         names = {text.partition("name: ")[2].split("\n", 1)[0] for text in captured.formats}
-        base, end = self._registers
-        return Kernel(records, frozenset(names), base, end, self._gsi, min(ends, default=None), error_ns)
+        until = min(ends, default=None)
+        pids = frozenset(self._threads)
+        return replace(self._kernel, records=records, events=frozenset(names), until_ns=until, error_ns=error_ns, pids=pids)
 
     def words(self) -> str:
         """For a run's provenance: how much there is, and what is missing of it."""

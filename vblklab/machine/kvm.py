@@ -24,6 +24,7 @@ from ..kvm.payload import ISR_VECTOR, LINE_VECTOR, MSI_VECTORS, REGISTERS_GPA, S
 from ..kvm.vcpu import MmioExit
 from ..kvm.vm import MSI_ADDRESS
 from ..spec.virtio_mmio import Reg
+from ..trace.kernel import Kernel
 from ..trace.run import Run
 from ..transport import InterruptStatus, MmioTransport, Pci, PciTransport
 from .base import Recipe, not_simulated
@@ -420,9 +421,10 @@ class KvmVm(LiveVm):
         with self.guest.vcpu.owned():
             return super().run(progress=progress)
 
-    def _traced(self) -> dict[str, Any]:
-        registers = (0, 0) if isinstance(self.bus, _PciBus) else (REGISTERS_GPA, _REGISTERS_END)
-        return {"kvm": True, "registers": registers, "gsi": GSI}
+    def _traced(self) -> Kernel:
+        if isinstance(self.bus, _PciBus):
+            return Kernel((), frozenset(), gsi=GSI)
+        return Kernel((), frozenset(), REGISTERS_GPA, _REGISTERS_END, GSI, line_irqfd=self._irqfd())
 
     def _clock_error_ns(self) -> int:
         return self._clock.error_ns + abs(self._clock.drift_ns(self.guest.clock()))

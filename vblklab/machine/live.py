@@ -381,14 +381,14 @@ class LiveVm:
     def _trace_kernel(self) -> None:
         if self.machine.kernel_trace:
             processes = [os.getpid()] if self._child is None else [os.getpid(), self._child.pid]
-            trace = RunTrace(processes=processes, image=getattr(self.recipe.disk, "path", None), **self._traced())
+            trace = RunTrace(processes=processes, image=getattr(self.recipe.disk, "path", None), kvm=self._traced())
             self._closers.append(trace.close)
             trace.start()
             self._kernel_trace = trace
 
-    def _traced(self) -> dict[str, Any]:
-        """What of KVM belongs to this run."""
-        return {"kvm": False}
+    def _traced(self) -> Kernel | None:
+        """What of KVM belongs to this run, or None."""
+        return None
 
     def _clock_error_ns(self) -> int:
         return 0

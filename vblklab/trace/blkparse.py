@@ -61,7 +61,7 @@ def read_blkparse(text: str) -> list[Record]:
             args |= {"rwbs": sectors["rwbs"], "sector": int(sectors["sector"]), "nr_sector": int(sectors["nr"] or 0)}
             if sectors["new"]:
                 args["new_sector"] = int(sectors["new"])
-        elif flags := _RWBS.match(rest):
+        elif (flags := _RWBS.match(rest)) and "F" in flags["rwbs"]:
             args["rwbs"] = flags["rwbs"]
         elif action in _NEEDS_SECTOR:
             raise _wrong(number, line)

@@ -30,6 +30,7 @@ _DELIVERY = frozenset(["kvm_apic_accept_irq", "kvm_vcpu_wakeup", "kvm_inj_virq"]
 _EXITS = frozenset(["kvm_exit", "kvm_mmio", "kvm_userspace_exit"])
 _READ_MMIO, _WRITE_MMIO = 1, 2  # KVM_TRACE_MMIO_READ, KVM_TRACE_MMIO_WRITE
 _EXIT_MMIO, _EXIT_INTR = 6, 10
+_WORKERS = frozenset(["kvm_set_irq", "kvm_msi_set_irq", "kvm_apic_accept_irq"])
 _INTERRUPTS = frozenset(["irq_handler_entry", "block_rq_complete", "block_bio_complete"])
 
 
@@ -38,7 +39,9 @@ class Kernel:
     """What was recorded beside a run.
 
     ``base`` and ``end`` enclose the device's registers, whose accesses are shown by their offset.  ``gsi`` is the run's interrupt line.
-    ``until_ns`` is how long the record is whole, ``error_ns`` how far the guest's clock may be off.  ``threads`` names threads.
+    ``until_ns`` is how long the record is whole, ``error_ns`` how far the guest's clock may be off.  ``threads`` names threads,
+    ``pids`` are all of the run's.  ``line_irqfd``: an irqfd sets the line.  A kernel worker does that, for every VM of the host,
+    and does not say for which: it is taken to be the run's if the device has written the irqfd and no injection has followed yet.
     """
 
     records: Sequence[Record]
@@ -49,6 +52,8 @@ class Kernel:
     until_ns: int | None = None
     error_ns: int = 0
     threads: Mapping[int, str] = field(default_factory=dict)
+    pids: frozenset[int] = frozenset()
+    line_irqfd: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ def join_kernel(log: Iterable[LogEntry], kernel: Kernel) -> KernelJoin:
             join.record(records[at])
             at += 1
         join.logged(entry)
-    entries = [(t, number, tuple(ev) if ev.__class__ is list else ev) for t, number, ev in join.out if ev is not None]
+    join.bound_handlers()
+    entries = [(t, number, tuple(ev)) for t, number, ev in join.out if ev is not None]
     entries.sort(key=lambda entry: entry[0])
     return KernelJoin(entries, join.names, join.unmatched)
 
@@ -91,13 +97,13 @@ def kernel_points(records: Iterable[Record]) -> list[tuple[int, str, tuple[Any, 
 class _Join:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.out: list[list[Any] | tuple[int, int, Any]] = []
+        self.out: list[list[Any]] = []
         self.unmatched = 0
         self.names: dict[int, str] = {}
         self._numbers: dict[str, int] = {}
+        self._written = False  # the irqfd, and no worker has injected it yet
+        self._workers: set[int] = set()  # who is injecting one of ours
         self._stand_ins = _STAND_INS & kernel.events
-        self._delivered = [r.t_ns for r in kernel.records if r.name in _DELIVERY]
-        self._exits = [r.t_ns for r in kernel.records if r.name in _EXITS]
         self._exit: dict[int, list[Any]] = {}  # thread → its last kvm_exit, which the access after it explains
         self._offset: dict[int, int] = {}
         self._asked: dict[int, bool] = defaultdict(bool)
@@ -117,10 +123,9 @@ class _Join:
         key = ev[0]
         if key in self._stand_ins:
             return
+        self._written = self._written or (key == "virtio_notify_irqfd" and self.kernel.line_irqfd)
         kept = [t, number, ev]
-        if key == "vcpu:irq_handler_entry":
-            kept[0] = self._taken(t)
-        elif key in ("pop_read", "pop_write", "virtio_blk_handle_read", "virtio_blk_handle_write"):
+        if key in ("pop_read", "pop_write", "virtio_blk_handle_read", "virtio_blk_handle_write"):
             self._sector[ev[1]] = ev[2]
         elif key == _ENTER:
             self._open[ev[1]] = kept
@@ -130,25 +135,44 @@ class _Join:
                 return  # the kernel has said so
         self.out.append(kept)
 
-    def _taken(self, t: int) -> int:
-        """When the handler began, by the guest's clock, but after its interrupt came and before it first left the guest."""
-        at = bisect_right(self._delivered, t + self.kernel.error_ns) - 1
-        if at < 0:
-            return t
-        earliest = self._delivered[at]
-        left = bisect_right(self._exits, earliest)
-        latest = self._exits[left] if left < len(self._exits) else t
-        return max(min(t, latest - 1), earliest)
+    def bound_handlers(self) -> None:
+        """A handler that the guest's clock has stamped began after its interrupt came, and before it first left the guest."""
+        mine = [entry for entry in self.out if entry[1] >= KERNEL]
+        delivered = sorted(entry[0] for entry in mine if entry[2][0] in _DELIVERY)
+        exits = sorted(entry[0] for entry in mine if entry[2][0] in _EXITS)
+        for entry in self.out:
+            if entry[2] is None or entry[2][0] != "vcpu:irq_handler_entry":
+                continue
+            at = bisect_right(delivered, entry[0] + self.kernel.error_ns) - 1
+            if at >= 0:
+                left = bisect_right(exits, delivered[at])
+                latest = exits[left] - 1 if left < len(exits) else entry[0]
+                entry[0] = max(min(entry[0], latest), delivered[at])
 
     # -- what the kernel recorded ----------------------------------------------------------------------------------------------
 
     def record(self, record: Record) -> None:
         if (handler := _HANDLERS.get(record.name)) is not None:
-            handler(self, record)
+            if record.name not in _WORKERS or self._is_ours(record):
+                handler(self, record)
         elif record.name.startswith("sys_enter_"):
             self._enter(record)
         elif record.name.startswith("sys_exit_"):
             self._leave(record)
+
+    def _is_ours(self, record: Record) -> bool:
+        pids, pid = self.kernel.pids, record.pid
+        if not pids or pid in pids:
+            return True
+        if record.name == "kvm_set_irq" and _int(record, "gsi") == self.kernel.gsi:
+            if _int(record, "level") and self._written:
+                self._written = False  # one injection stands for all that was written before it
+                self._workers.add(pid)
+                return True
+            if pid in self._workers:
+                self._workers.remove(pid)
+                return True
+        return record.name == "kvm_apic_accept_irq" and pid in self._workers
 
     def _point(self, record: Record, *ev: Any) -> list[Any]:
         point = [record.t_ns, self._context(record), list(ev)]

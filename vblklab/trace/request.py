@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 from ..errors import ConfigError
 from .run import TraceEvent
 
 __all__ = ["points_of"]
 
-_IO = frozenset(["sys_enter_io_submit", "block_bio_queue", "block_bio_complete"])
+_IO = frozenset(["block_bio_queue", "block_bio_complete"])
 _ENTERS_RQ = frozenset(["block_getrq", "block_bio_backmerge", "block_bio_frontmerge"])
 _RQ = frozenset(["virtio_queue_rq", "virtqueue_add_sgs", "virtqueue_get_buf", "block_rq_complete"])
 _HEAD = frozenset(
@@ -23,7 +24,7 @@ _HOST_ENTERS = frozenset(["host:block_getrq", "host:block_bio_backmerge", "host:
 _HOST_RQ = frozenset(
     ["host:block_rq_issue", "nvme_queue_rq", "brd_submit_bio", "nvme_fetch", "nvme_cqe", "nvme_irq", "host:block_rq_complete"]
 )
-_DOORBELL, _TRAP = frozenset(["vm_notify", "vp_notify"]), ("kvm_exit", "kvm_mmio", "kvm_fast_mmio", "kvm_userspace_exit")
+_DOORBELL, _TRAP = frozenset(["vm_notify", "vp_notify"]), ("kvm_exit", "kvm_mmio", "kvm_fast_mmio")
 _CALL = frozenset(["virtio_notify", "virtio_notify_irqfd"])
 _RAISED = frozenset(["kvm_set_irq", "kvm_msi_set_irq"])
 _DELIVERED = ("kvm_apic_accept_irq", "kvm_vcpu_wakeup", "kvm_inj_virq", "guest:epoll_wait", "vcpu:irq_handler_entry", "kvm_eoi")
@@ -36,8 +37,10 @@ def points_of(trace: Sequence[TraceEvent], io: int) -> list[TraceEvent]:
     Shared are the doorbell with its trap, the device's wake-up, the drive's interrupt, the device's with its delivery, and the handler: of
     each the first that can be this I/O's.  ConfigError for an I/O that the trace does not hold from its beginning to its end.
     """
+    submits = ((at, event.args) for at, event in enumerate(trace) if event.key == "sys_enter_io_submit")
+    first = next((at for at, args in submits if args[0] <= io < args[0] + args[1]), len(trace))
     walk = _Walk(io)
-    for event in trace:
+    for event in islice(trace, first, None):
         walk.see(event)
         if walk.ended:
             return walk.found
@@ -51,7 +54,7 @@ class _Walk:
         self.io = io
         self.found: list[TraceEvent] = []
         self.ended = False
-        self._begun = self._completed = False
+        self._completed = False
         self._rqs: set[int] = set()
         self._heads: set[int] = set()
         self._host_rqs: set[int] = set()
@@ -64,10 +67,7 @@ class _Walk:
     def _is_mine(self, event: TraceEvent) -> bool:
         key, args = event.key, event.args
         if key == "sys_enter_io_submit":
-            self._begun = self._begun or args[0] <= self.io < args[0] + args[1]
             return args[0] <= self.io < args[0] + args[1]
-        if not self._begun:
-            return False
         if key in _IO:
             mine = args[0] == self.io
             self._completed = self._completed or (mine and key == "block_bio_complete")
@@ -97,7 +97,7 @@ class _Walk:
             self._heads.add(args[1])
             self._await("virtqueue_kick_prepare", *_DOORBELL)
         elif key == "virtqueue_pop":
-            for name in ("virtqueue_kick_prepare", *_DOORBELL, *_TRAP, "device:epoll_wait", "virtio_queue_notify"):
+            for name in ("virtqueue_kick_prepare", *_DOORBELL, *_TRAP, "kvm_userspace_exit", "device:epoll_wait", "virtio_queue_notify"):
                 self._once.pop(name, None)
         elif key == "host:block_rq_issue":
             self._await("irq_handler_entry")
@@ -119,9 +119,10 @@ class _Walk:
             return False
         del self._once[key]
         if key in _DOORBELL:
-            for trap in _TRAP:  # the exit of the store has its offset
-                self._await(trap, test=lambda trapped: trapped.args[0] != 0)
+            self._await(*_TRAP, test=lambda trapped: trapped.args[0] != 0)  # an exit for something else has no offset
             self._await("device:epoll_wait", "virtio_queue_notify")
+        elif key in _TRAP:
+            self._await("kvm_userspace_exit", test=lambda left: left.args[0] == event.args[0])
         elif key in _CALL:
             for raised in _RAISED:
                 self._await(raised, test=lambda irq: irq.key != "kvm_set_irq" or bool(irq.args[1]))
