@@ -134,6 +134,14 @@ def test_the_hosts_block_layer_is_in_a_live_run(root: Path) -> None:
 
 @traced
 @pytest.mark.kvm
+def test_a_bare_guests_run_has_the_kernels_points_too(root: Path) -> None:
+    run = recipe(vb.Mmio(), "mmio-exit", "intx", guest=vb.BareGuest()).run(vb.KvmMachine(kernel_trace=True))
+    assert run.ios == IOS and {"kvm_mmio", "kvm_userspace_exit", "kvm_set_irq"} <= kernels(run.trace or ())
+    assert run.counters["traced_kvm_userspace_exit"] >= run.counters["doorbell_exits"] > 0
+
+
+@traced
+@pytest.mark.kvm
 def test_a_saved_run_is_the_run(root: Path, tmp_path: Path) -> None:
     vm = recipe(vb.Mmio(), "ioeventfd", "irqfd").boot(vb.KvmMachine(kernel_trace=True))
     with pytest.raises(vb.VblkError, match="not run to its end"):

@@ -22,6 +22,7 @@ from ..kvm import NO_ROOM, check_wire, vectors_of
 from ..memory import GuestMemory, GuestPages
 from ..peer.process import wait_or_kill
 from ..peer.tracefs import tracing_missing
+from ..stats import JobStat
 from ..trace.kernel import Kernel, join_kernel
 from ..trace.run import Run
 from ..transport import MmioTransport, Pci, PciTransport
@@ -41,12 +42,22 @@ from .live_device import (
 )
 from .live_log import LiveLog, probe_cost_ns
 from .live_recording import LiveRecording
-from .loop import FIRST, LiveLoop, LogEntry
+from .loop import KEPT_FIRST, LiveLoop, LogEntry
 
-__all__ = ["LiveMachine", "LiveVm", "live_missing"]
+__all__ = ["LiveMachine", "LiveVm", "check_cpus", "live_missing"]
 
 Steps = Generator[Any, int, Any]
 _TICK_S = 0.2
+_START_S = 60.0
+
+
+def check_cpus(cpus: tuple[int, int]) -> None:
+    """ConfigError unless these are two CPUs that this process may use; one may be named twice."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if not isinstance(cpus, tuple) or len(cpus) != 2 or not set(cpus) <= allowed:
+        raise ConfigError(
+            f"cpus={cpus!r}", f"give the driver's and the device's, of {', '.join(map(str, sorted(allowed))) or 'a Linux host'}"
+        )
 
 
 def live_missing() -> str:
@@ -64,6 +75,7 @@ class LiveMachine:
     ``poll_us`` lets the device look for work that long before it sleeps (QEMU: poll-max-ns); ``stall_s`` is how long no I/O may
     complete before the run is given up.  ``trace=False`` measures without logging trace points, and lets a device whose steps
     are as they were written take the batch path; ``fast`` "auto" compiles that path's loop if numba is there, "off" does not.
+    ``cpus=(0, 1)`` keeps the driver's thread to the first CPU and the device's to the second while the machine lives.
 
     ``kernel_trace=True`` records the host kernel's own events of the run beside it, as root, in a trace instance of its own: the points
     of steps that are the kernel's then carry its clock.  It costs some 0.2 µs an event.
@@ -78,6 +90,7 @@ class LiveMachine:
         stall_s: float = 20.0,
         iolog: bool = False,
         fast: str = "auto",
+        cpus: tuple[int, int] | None = None,
         kernel_trace: bool = False,
     ) -> None:
         if device not in ("process", "thread"):
@@ -86,9 +99,12 @@ class LiveMachine:
             raise ConfigError(f"LiveMachine poll_us={poll_us}, stall_s={stall_s}", "poll_us is 0 or more, stall_s above 0")
         if fast not in ("auto", "off"):
             raise ConfigError(f"LiveMachine fast={fast!r}", "choose 'auto' or 'off'")
+        if cpus is not None:
+            check_cpus(cpus)
         if kernel_trace and not trace:
             raise ConfigError("kernel_trace=True, trace=False", "the kernel's points are put into the machine's trace: leave trace on")
         self.device = device
+        self.cpus = cpus
         self.fast = fast
         self.kernel_trace = kernel_trace
         self.poll_us = poll_us
@@ -98,6 +114,7 @@ class LiveMachine:
 
     def __repr__(self) -> str:
         more = f", poll_us={self.poll_us:g}" if self.poll_us else ""
+        more += f", cpus={self.cpus}" if self.cpus else ""
         more += ", kernel_trace=True" if self.kernel_trace else ""
         return f"LiveMachine(device={self.device!r}{more})"
 
@@ -133,8 +150,9 @@ class LiveVm:
         self._result: tuple[list[LogEntry] | None, dict[str, int]] | None = None
         self._kernel_trace: RunTrace | None = None
         self._kernel: Kernel | None = None
-        self._recording: LiveRecording | None = None
+        self._run: Run | None = None
         try:
+            self._keep_to_cpus()
             self._build()
             self._boot()
         except BaseException:
@@ -146,6 +164,13 @@ class LiveVm:
         return list(self._explanation)
 
     # -- building --------------------------------------------------------------------------------------------------------
+
+    def _keep_to_cpus(self) -> None:
+        """This thread, and the threads that it starts, to the first of the machine's CPUs."""
+        if self.machine.cpus is not None:
+            before = os.sched_getaffinity(0)
+            self._closers.append(lambda: os.sched_setaffinity(0, before))
+            os.sched_setaffinity(0, {self.machine.cpus[0]})
 
     def _build(self) -> None:
         recipe, machine = self.recipe, self.machine
@@ -268,10 +293,15 @@ class LiveVm:
             self._closers.append(short_turns())
             self._thread = threading.Thread(target=device_main, args=(setup,), name="vblklab device", daemon=True)
             self._thread.start()
+            number = self._thread.native_id
         else:
             self._start_process(setup)
-        self._control.settimeout(self.machine.stall_s)
+            number = self._child.pid if self._child is not None else None
+        if self.machine.cpus is not None and number is not None:
+            os.sched_setaffinity(number, {self.machine.cpus[1]})
+        self._control.settimeout(max(_START_S, self.machine.stall_s))
         message = self._receive()
+        self._control.settimeout(self.machine.stall_s)
         if message[0] != "ready":
             raise VblkError(f"the device's half answered {message[0]!r}")
         self._explanation: list[str] = message[3]
@@ -295,6 +325,16 @@ class LiveVm:
         if not self.driver.queues:
             raise ConfigError("there is no device: DeviceID reads 0", "a block device's device_id is 2")
         self.iolog: list[tuple[int, int, int, int, int]] | None = [] if self.machine.iolog else None
+        self._start_app()
+        if self.loop.log is not None:
+            self.loop.log.clear()
+        self._booted_ns = time.perf_counter_ns()
+        self.driver.interrupts = 0
+        for task in self.tasks:
+            task.wake = self.loop.add(f"guest {task.job.name}.{task.number}", task.run(), task=True).notify
+
+    def _start_app(self) -> None:
+        """Put the application on the disk that the driver has found."""
         vcpus = default_vcpus(self.recipe)
         self.tasks: list[FioTask] = self.recipe.app.start(
             self.pages,
@@ -304,12 +344,6 @@ class LiveVm:
             poll=self.driver.poll_queue if self.driver.poll else None,
             log=self.iolog,
         )
-        if self.loop.log is not None:
-            self.loop.log.clear()
-        self._booted_ns = time.perf_counter_ns()
-        self.driver.interrupts = 0
-        for task in self.tasks:
-            task.wake = self.loop.add(f"guest {task.job.name}.{task.number}", task.run(), task=True).notify
 
     # -- running ---------------------------------------------------------------------------------------------------------
 
@@ -338,7 +372,6 @@ class LiveVm:
     def run(self, *, progress: Callable[[int, int | None], None] | None = None) -> Run:
         """Run to the end; Ctrl-C stops submitting, reaps what is in flight and returns what was measured so far."""
         self._check_open()
-        self._trace_kernel()
         counts = [task.job.number_ios for task in self.tasks]
         total = None if any(count is None for count in counts) else sum(count or 0 for count in counts)
         interrupted = False
@@ -355,6 +388,7 @@ class LiveVm:
             return bool(self.loop.tasks_left)
 
         try:
+            self._trace_kernel()
             try:
                 with deferred_interrupt() as check_interrupt:
                     self._turn_until(lambda: not running(), "the run", tick)
@@ -366,17 +400,15 @@ class LiveVm:
             if progress is not None:
                 progress(self._completed(), total)
             self._finish_device()
-            run = self._run_of(interrupted)
-            self._recording = LiveRecording.of(run, self._log)
-            return run
+            return self._run_of(interrupted)
         finally:
             self.close()
 
     def save(self, path: str | Path) -> None:
         """Write the run that has ended to a file that ``vb.recorded(path)`` reads; VblkError before that."""
-        if self._recording is None:
+        if self._run is None:
             raise VblkError("this machine has not run to its end yet", "run() it first, then save() it")
-        self._recording.save(path)
+        LiveRecording.of(self._run, self._log).save(path)
 
     def _trace_kernel(self) -> None:
         if self.machine.kernel_trace:
@@ -500,9 +532,10 @@ class LiveVm:
         if self._kernel_trace is not None:
             self._kernel = self._kernel_trace.stop(error_ns=self._clock_error_ns())
 
-    def _with_kernel(self, log: list[LogEntry], kernel: Kernel, device_log: list[LogEntry], names: dict[int, str]) -> list[LogEntry]:
+    def _with_kernel(self, log: list[LogEntry], kernel: Kernel, names: dict[int, str]) -> list[LogEntry]:
         """Both joined, for as long as both are whole; the kernel's contexts go into ``names``."""
-        ends = [each[FIRST - 1][0] for each in (self.loop.log or [], device_log) if len(each) >= FIRST]
+        logs = (self.loop.log or [], (self._result[0] if self._result is not None else None) or [])
+        ends = [each[KEPT_FIRST - 1][0] for each in logs if len(each) >= KEPT_FIRST]
         ends += [kernel.until_ns] if kernel.until_ns is not None else []
         threads = {threading.get_native_id(): "vCPU's thread"}
         threads |= {self._child.pid: "device"} if self._child is not None else {}
@@ -514,18 +547,26 @@ class LiveVm:
         )
         return joined.log
 
+    def _jobs(self) -> list[JobStat]:
+        return [task.stat for task in self.tasks]
+
+    def log(self) -> list[LogEntry]:
+        """Of a machine that has run: the trace points of both halves as they were yielded, in the order of time, without the boot."""
+        device_log = self._result[0] if self._result is not None else None
+        log = sorted([*(self.loop.log or ()), *(device_log or ())], key=lambda entry: entry[0])
+        return [entry for entry in log if entry[0] >= self._booted_ns]  # the device's half logged its own boot
+
     def _run_of(self, interrupted: bool) -> Run:
         assert self._result is not None
-        device_log, device_counters = self._result
-        log = sorted([*(self.loop.log or ()), *(device_log or ())], key=lambda entry: entry[0])
-        log = [entry for entry in log if entry[0] >= self._booted_ns]  # the device's half logged its own boot
+        device_counters = self._result[1]
+        log = self.log()
         tracing = f"{len(log):,} log entries"
         names = {context.number: context.name for context in self.loop.contexts} | {1000: "iothread"}
         if self._kernel is not None:
-            log = self._with_kernel(log, self._kernel, device_log or [], names)
+            log = self._with_kernel(log, self._kernel, names)
         live_log = self._log = LiveLog(log, names, self._threads, kernel=self._kernel is not None)
         correlator = live_log.correlate()
-        return build_run(
+        self._run = build_run(
             title=f"{self._title()}{' · kernel trace' if self._kernel is not None else ''} · iodepth {self.recipe.app.depth}",
             rung=self.RUNG,
             simulated=False,
@@ -543,7 +584,7 @@ class LiveVm:
             },
             recipe=self.recipe,
             notes=self.notes,
-            jobs=[task.stat for task in self.tasks],
+            jobs=self._jobs(),
             correlator=correlator,
             counters={
                 "kicks": self.driver.kicks,
@@ -560,3 +601,4 @@ class LiveVm:
             interrupted=interrupted,
             iolog=self.iolog,
         )
+        return self._run

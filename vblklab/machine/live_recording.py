@@ -27,14 +27,15 @@ class LiveRecording:
     @classmethod
     def of(cls, run: Run, log: LiveLog) -> LiveRecording:
         """What is kept of a run that has just ended."""
-        about = {name: getattr(run, name) for name in ("title", "provenance", "recipe", "notes", "counters", "duration_ns", "interrupted")}
+        names = ("title", "provenance", "recipe", "notes", "counters", "duration_ns", "interrupted", "step_kinds")
+        about = {name: getattr(run, name) for name in names}
         return cls(about | {"fio": fio_json(run)}, log)
 
     def run(self, rung: str, job_stats: Any) -> Run:
         """The Run again: its steps are found anew."""
-        about = dict(self.about)
+        about = {"step_kinds": {}} | self.about
         correlator = self.log.correlate()
-        about["provenance"] |= {"rung": f"{rung}, {about['provenance']['rung']}"}
+        about["provenance"] = about["provenance"] | {"rung": f"{rung}, {about['provenance']['rung']}"}
         return Run(
             rung=rung,
             simulated=False,

@@ -121,7 +121,7 @@ class Run:
 
     @property
     def kinds(self) -> dict[str, str]:
-        """What each step's time is: simulated, python, kernel/hardware or mixed; qemu (its own code); emulated (a guest under TCG)."""
+        """What each step's time is: simulated, python, kernel/hardware or mixed; qemu (its own code); emulated (a guest whose CPU is)."""
         if self.simulated:
             return {step.name: "simulated" for step in STEPS}
         kinds = {}
@@ -216,7 +216,7 @@ class Run:
             f"{'simulated ' if self.simulated else ''}ms = {self.iops:,.0f} IOPS",
             f"  completion latency µs: mean {clat.mean_ns / 1e3:.2f}  p50 {clat.percentile(50) / 1e3:.2f}  "
             f"p99 {clat.percentile(99) / 1e3:.2f}  max {clat.max_ns / 1e3:.2f}",
-            f"  {_counters_line(self.counters)}",
+            *([f"  {words}"] if (words := _counters_line(self.counters)) else []),
         ]
         if self.errors or self.mismatches:
             lines.append(f"  {self.errors} I/O errors, {self.mismatches} sectors differ from what was written")
