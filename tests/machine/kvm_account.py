@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+
+import pytest
 
 from vblklab.kvm import host
 
-__all__ = ["account", "open_of_kvm"]
+__all__ = ["account", "nothing_left_of_kvm", "open_of_kvm"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_of_kvm() -> Iterator[None]:
+    """After every test of a module that imports this: no vCPU, VM, eventfd, socket or thread more than before, daemons too."""
+    before = threading.active_count(), open_of_kvm()
+    yield
+    assert (threading.active_count(), open_of_kvm()) == before
 
 
 def open_of_kvm() -> list[str]:

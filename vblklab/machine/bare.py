@@ -121,6 +121,13 @@ class BareVm(KvmVm):
         self.tasks = []
         self._lane = self.loop.add("bare guest", _nothing()).number  # its trace points have a name; nothing schedules it
 
+        if (queues := len(self._fds.kicks)) > 1:
+            self.notes.append(f"queues: the first of {queues} is used")
+
+    def resize(self, size: int) -> None:
+        """Refused: the list was made from the disk's size at boot."""
+        raise ConfigError(f"resize to {size} bytes with BareGuest, whose list is made at boot", "give the disk that size in the recipe")
+
     @property
     def _machine(self) -> KvmMachine:
         assert isinstance(self.machine, KvmMachine)

@@ -110,4 +110,8 @@ def guest_points(table: Any, times: dict[str, Any], context: int) -> list[LogEnt
             points += [(irq, context, ("vcpu:irq_handler_entry", GSI)), (irq, context, ("vm_interrupt",))]
         points += [(taken, context, ("virtqueue_get_buf", rq)), (taken, context, ("block_rq_complete", rq))]
         points += [(taken, context, ("block_bio_complete", io)), (taken, context, ("sys_exit_io_getevents", io, 1))]
-    return sorted(points, key=lambda point: point[0])
+    points.sort(key=lambda point: point[0])
+    idle = [number for number, point in enumerate(points) if number and point[2][0] == "vcpu:irq_handler_entry"]
+    for number in reversed(idle):  # it had nothing else to do since the point before
+        points.insert(number, (points[number - 1][0], context, ("wait",)))
+    return points

@@ -91,7 +91,7 @@ def dots(colours: Sequence[str]) -> dict[str, Any]:
         shape=".", fillmode="replace", fgcolor=list(colours), bgcolor=[tint(c, 0.25) for c in colours], size=5, solidity=0.4))
 
 
-MARKERS = {"Python": hatch, "emulated by TCG": dots}
+MARKERS = {"Python": hatch, "by an emulated CPU": dots}
 """How whose time is drawn; all else is plain."""
 
 
