@@ -20,7 +20,7 @@ from dataclasses import dataclass
 __all__ = ["Left", "adopt_orphans", "left_since", "snapshot"]
 
 LINUX = sys.platform == "linux"
-GRACE_S = 5.0  # a browser's helpers and a kernel's threads need a moment to go
+GRACE_S = 30.0  # a browser's helpers and a kernel's threads need a moment to go
 
 # Opened once by a library and kept for the life of the process: (what /proc/self/fd says, who).
 KEPT_OPEN: tuple[tuple[re.Pattern[str], str], ...] = ((re.compile(r"/dev/(null|urandom|random)"), "the random and subprocess modules"),)

@@ -49,7 +49,7 @@ class Serving:
     def end(self, number: int) -> int:
         self.child.send_signal(number)
         self.until("stopped")
-        return self.child.wait(20)
+        return self.child.wait(60)
 
     def run(self, **job: object) -> vb.Run:
         machine = vb.VhostUserMachine(trace=False)

@@ -28,7 +28,7 @@ class Machine(PayloadVm):
         self.values: dict[int, int] = {}
         self.memory = memoryview(mmap(-1, 1 << 20))
         self.words = memoryview(mmap(-1, 4096)).cast("I")
-        super().__init__(self.memory, self.words.cast("B"), self.answer, stall_s=5)
+        super().__init__(self.memory, self.words.cast("B"), self.answer, stall_s=60)
 
     def answer(self, exit_: MmioExit) -> int:
         self.seen.append(exit_)

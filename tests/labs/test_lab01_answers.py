@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from .answered import execute, fill_in, misjudged, reference_answers
+from .answered import execute, fill_in, judged, misjudged, reference_answers
 from .answered import lab as copy_of
 
 NAME = "01_the_device"
@@ -19,9 +19,7 @@ NO_GUEST = {"VBLKLAB_CACHE": "/nonexistent"}
 
 @pytest.fixture
 def lab(tmp_path: Path) -> nbformat.NotebookNode:
-    notebook = copy_of(NAME, tmp_path)
-    notebook.cells = [cell for cell in notebook.cells if cell.id not in DRAWN_ELSEWHERE]
-    return notebook
+    return copy_of(NAME, tmp_path, without=DRAWN_ELSEWHERE)
 
 
 def test_the_reference_answers_are_right(lab: nbformat.NotebookNode, tmp_path: Path) -> None:
@@ -36,5 +34,5 @@ def test_the_reference_answers_are_right(lab: nbformat.NotebookNode, tmp_path: P
 
 def test_it_ends_without_answers(lab: nbformat.NotebookNode, tmp_path: Path) -> None:
     shown = execute(lab, tmp_path, NO_GUEST)
-    assert {name: shown[name] for name in [*ANSWERS, *REVEALS] if not shown[name].startswith("…")} == {}
+    assert judged(shown, [*ANSWERS, *REVEALS]) == {}
     assert "VirtioBlkDevice: 0 errors, 0 wrong blocks" in shown["run-mine"]

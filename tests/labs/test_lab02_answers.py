@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from .answered import execute, fill_in, misjudged, reference_answers
+from .answered import execute, fill_in, judged, misjudged, reference_answers
 from .answered import lab as copy_of
 
 NAME = "02_the_driver"
@@ -18,9 +18,7 @@ DRAWN_ELSEWHERE = {"export"}  # the slowest cell; test_labs runs it
 
 @pytest.fixture
 def lab(tmp_path: Path) -> nbformat.NotebookNode:
-    notebook = copy_of(NAME, tmp_path)
-    notebook.cells = [cell for cell in notebook.cells if cell.id not in DRAWN_ELSEWHERE]
-    return notebook
+    return copy_of(NAME, tmp_path, without=DRAWN_ELSEWHERE)
 
 
 def test_the_reference_answers_are_right(lab: nbformat.NotebookNode, tmp_path: Path) -> None:
@@ -34,5 +32,5 @@ def test_the_reference_answers_are_right(lab: nbformat.NotebookNode, tmp_path: P
 
 def test_it_ends_without_answers(lab: nbformat.NotebookNode, tmp_path: Path) -> None:
     shown = execute(lab, tmp_path)
-    assert {name: shown[name] for name in [*ANSWERS, *REVEALS] if not shown[name].startswith("…")} == {}
+    assert judged(shown, [*ANSWERS, *REVEALS]) == {}
     assert "VirtioBlkDriver on SimMachine(seed=1): 1,000 I/Os, 0 errors" in shown["run-mine"]

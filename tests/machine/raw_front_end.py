@@ -34,7 +34,7 @@ __all__ = ["MEMORY", "USER", "RawFrontEnd", "is_served", "random_message", "scri
 
 MEMORY = 1 << 18
 USER = 0x7000_0000_0000
-PATIENCE_MS = 20_000
+PATIENCE_MS = 60_000
 
 
 class RawFrontEnd:
@@ -104,7 +104,7 @@ class RawFrontEnd:
 def is_served(served: Served) -> None:
     """A new front-end is served at once, and completely."""
     job = vb.Fio(rw="randread", bs=4096, iodepth=4, number_ios=20)
-    run = vb.Pipeline(app=job, host=vb.VhostUserBackend(served.socket)).run(vb.VhostUserMachine(trace=False, stall_s=10))
+    run = vb.Pipeline(app=job, host=vb.VhostUserBackend(served.socket)).run(vb.VhostUserMachine(trace=False, stall_s=60))
     assert run.ios == 20 and not run.errors
 
 

@@ -7,13 +7,13 @@ checked after every test by the suite's own fixture.
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import resource
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -92,10 +92,8 @@ def _raises(make: Callable[[], BaseException]) -> Callable[..., Any]:
 @pytest.mark.parametrize("method", ["attach", "read_config", "start", "handle_request", "should_notify"])
 def test_an_exception_anywhere_in_the_device_reaches_the_caller_at_once_with_its_traceback(method: str, half: str) -> None:
     mine = type("Mine", (vb.VirtioBlkDevice,), {method: _raises(lambda: ZeroDivisionError("a slip"))})
-    start = time.monotonic()
-    with pytest.raises(vb.DeviceDied, match=r"the device raised ZeroDivisionError: a slip") as caught:
-        recipe(device=mine).run(machine(half, stall_s=60))
-    assert time.monotonic() - start < 30, "nobody waited for an answer that could not come"
+    with deadline(120), pytest.raises(vb.DeviceDied, match=r"the device raised ZeroDivisionError: a slip") as caught:
+        recipe(device=mine).run(machine(half, stall_s=3600))  # nobody waits for an answer that cannot come
     assert "raise make()" in caught.value.traceback and "ZeroDivisionError: a slip" in caught.value.traceback
     shown = "\n".join(caught.value._render_traceback_())
     assert shown.startswith("DeviceDied: the device raised") and "in method" in shown
@@ -454,9 +452,10 @@ def test_a_deadline_wakes_a_context(loop: LiveLoop) -> None:
 
     times: list[int] = []
     loop.add("a", steps(), task=True)
-    while loop.tasks_left:
-        loop.turn(5.0)
-    assert 3_000_000 <= times[0] < 4_000_000_000
+    with deadline(120):
+        while loop.tasks_left:
+            loop.turn(3600.0)
+    assert times[0] >= 3_000_000
 
 
 def test_an_eventfd_is_emptied_and_calls(loop: LiveLoop) -> None:
@@ -475,7 +474,7 @@ def test_polling_looks_for_work_before_it_sleeps(loop: LiveLoop) -> None:
     looks: list[int] = []
     loop.spin = lambda: looks.append(1) is None and len(looks) == 20
     loop.spin_ns = 10**12
-    with deadline(20):
+    with deadline(120):
         loop.turn(0.0)
     assert len(looks) >= 20, "and goes on for a moment where it served by itself"
 
@@ -493,7 +492,7 @@ def test_polling_that_wakes_a_context_ends_at_once(loop: LiveLoop) -> None:
 
     loop.spin, loop.spin_ns = spin, 10**12
     loop.spin_begin, loop.spin_end = lambda: ends.append(0), lambda: bool(ends.append(1))
-    with deadline(20):
+    with deadline(120):
         loop.turn(0.0)
     assert (len(looks), ends) == (20, [0]), "whoever notifies is told again only before the loop sleeps"
     loop.spin = None
@@ -517,7 +516,7 @@ def test_a_yield_that_is_no_event_is_named_with_its_context(ev: Any, loop: LiveL
 
 
 def test_the_log_keeps_the_beginning_and_then_one_window_in_eight(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_module, "_FIRST", 1000)
+    monkeypatch.setattr(loop_module, "KEPT_FIRST", 1000)
     monkeypatch.setattr(loop_module, "_MOST", 3000)
     now = 0
 
@@ -551,14 +550,40 @@ def test_the_log_keeps_the_beginning_and_then_one_window_in_eight(monkeypatch: p
     assert len({window >> 3 for window in windows}) > 10, "spread over the run"
 
 
-def test_the_log_says_when_a_context_goes_idle() -> None:
-    """One I/O at a time: each side waits once for each I/O, and where it waits is its last trace point before the other's."""
+def test_the_log_says_when_a_context_goes_idle(loop: LiveLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry for each wait that idles, and none where the context only looks again or gives way."""
+    monkeypatch.setattr(loop_module, "clock", itertools.count().__next__)
+
+    def steps() -> Steps:
+        now = yield POP
+        context.notify()
+        yield WAIT  # notified meanwhile: goes on
+        yield POP
+        yield Wait(0)  # gives way: goes on
+        yield POP
+        yield Wait(now + 100)  # idle until then
+        yield POP
+        yield WAIT  # idle until it is notified
+        yield POP
+
+    context = loop.add("a", steps(), task=True)
+    _turns(loop)
+    assert not context.done
+    context.notify()
+    _turns(loop)
+    assert context.done and loop.log is not None
+    assert [ev for _, _, ev in loop.log] == [POP, POP, POP, ("wait",), POP, ("wait",), POP]
+
+
+def test_each_side_of_a_run_goes_idle_where_its_work_ends() -> None:
+    """One I/O at a time: the job waits once for each I/O; how often the device does is the scheduler's affair, but not where."""
     run = vb.Pipeline(app=vb.Fio(rw="randread", bs=4096, iodepth=1, number_ios=100)).run(vb.LiveMachine())
-    trace = run.trace or ()
-    for context, last in (("iothread", "virtio_queue_set_notification"), ("guest job.0", "sys_exit_io_submit")):
-        own = [event.key for event in trace if event.context == context]
-        before = [own[at - 1] for at, key in enumerate(own) if key == "wait" and at]
-        assert before.count(last) >= 80, (context, set(before))
+    before: dict[str, list[str]] = {"guest job.0": [], "iothread": []}
+    for context, keys in before.items():
+        own = [event.key for event in run.trace or () if event.context == context]
+        keys += [own[at - 1] for at, key in enumerate(own) if key == "wait" and at]
+    assert before["guest job.0"] == ["sys_exit_io_submit"] * 100
+    assert set(before["iothread"]) <= {"virtio_queue_set_notification", "wait"}
 
 
 def test_without_tracing_nothing_is_logged() -> None:

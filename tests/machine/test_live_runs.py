@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
+from typing import Any
 
 import pytest
 
@@ -75,8 +77,20 @@ def test_a_lost_interrupt_is_reported_and_not_waited_for_for_ever() -> None:
         def should_notify(self, queue: object) -> bool:
             return False
 
+    vm = recipe(device=Silent).boot(vb.LiveMachine())
+    vm.machine.stall_s = 0.5
     with pytest.raises(vb.Stalled, match="in flight"):
-        recipe(device=Silent).run(vb.LiveMachine(stall_s=0.5))
+        vm.run()
+
+
+def test_a_device_that_takes_its_time_to_start_is_waited_for() -> None:
+    class Slow(vb.VirtioBlkDevice):
+        def attach(self, *args: Any, **more: Any) -> None:
+            time.sleep(1.2)
+            super().attach(*args, **more)
+
+    run = recipe(device=Slow).run(vb.LiveMachine(stall_s=1))
+    assert (run.ios, run.errors) == (400, 0)
 
 
 def test_ctrl_c_ends_cleanly_with_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:

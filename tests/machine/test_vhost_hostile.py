@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import random
+import signal
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -321,6 +324,33 @@ def test_very_many_random_messages(unharmed: Served) -> None:
 class TakesNothing(vb.VirtioBlkDevice):
     def pop(self, queue):  # type: ignore[no-untyped-def]
         return None
+
+
+def test_a_process_whose_device_does_not_come_back_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forever(vb.VirtioBlkDevice):
+        def check(self, request: Any) -> int:
+            while True:
+                pass
+
+    monkeypatch.setattr("vblklab.machine.serve._END_S", 0.2)
+    with vb.serve(Forever, vb.Ram(SIZE)) as served, RawFrontEnd(served) as front:
+        front.connect()
+        a_read(front)
+        child = served._child
+        served.close()
+    assert child is not None and child.returncode == -signal.SIGKILL
+    assert not os.path.exists(served.socket)
+
+
+def test_a_server_that_is_not_ready_is_one_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(vb.VirtioBlkDevice):
+        def attach(self, *args: Any, **more: Any) -> None:
+            threading.Event().wait()
+
+    monkeypatch.setattr("vblklab.machine.serve._START_S", 0.2)
+    monkeypatch.setattr("vblklab.machine.serve._END_S", 0.2)
+    with pytest.raises(vb.DeviceDied, match=r"not ready within 0\.2 s"):
+        vb.serve(Slow, vb.Ram(SIZE))
 
 
 @pytest.mark.parametrize("where", ["process", "thread"])

@@ -63,7 +63,7 @@ def qemu(folder: Path, options: str = "") -> Iterator[QemuDevice]:
 
 def until(what: Callable[[], Any]) -> None:
     """Ask again until it is so; each question is a round trip to QEMU."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not what():
         assert time.monotonic() < end, "it never happened"
 

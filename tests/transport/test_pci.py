@@ -625,7 +625,7 @@ def test_no_sequence_of_accesses_crashes_the_function_or_keeps_a_driver_from_sta
     board = PciBoard(queues=2, options={"vectors": vectors, "notify_off_multiplier": multiplier, "notif_config_data": True})
     bases = {"common": board.gpa[COMMON], "notify": board.gpa[NOTIFY], "isr": board.gpa[ISR], "device": board.gpa[DEVICE]}
     bases |= {"msix": WINDOWS[1], "memory": 0}
-    with deadline(5):
+    with deadline(60):
         for where, offset, number, size in stores:
             value = number & (1 << 8 * size) - 1
             if where == "config":

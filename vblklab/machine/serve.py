@@ -31,6 +31,7 @@ from .vhost_server import VhostServer
 
 __all__ = ["Served", "qemu_arguments", "serve"]
 
+_START_S = 60.0
 _ANSWER_S = 20.0
 _END_S = 5.0
 _FOLDER_MOST = 90
@@ -165,7 +166,7 @@ class Served:
         control, other = socket.socketpair()
         device, engine, disk = self._parts
         setup = _Setup(device, engine, disk, self._listener.fileno(), other.fileno(), self._poll_us, self._trace)
-        control.settimeout(_ANSWER_S)
+        control.settimeout(_START_S)
         try:
             if self._where == "thread":
                 threading.Thread(target=_serve_setup, args=(setup,), name="vblklab server", daemon=True).start()
@@ -175,6 +176,10 @@ class Served:
         except EOFError:
             control.close()
             raise DeviceDied("the serving process ended before it was ready", "see its output above") from None
+        except TimeoutError:
+            control.close()
+            what = f"the serving process was not ready within {_START_S:g} s"
+            raise DeviceDied(what, "see what its imports or its attach() wait for") from None
         except BaseException:
             control.close()
             raise
@@ -213,15 +218,16 @@ class Served:
         self._gone()
 
     def close(self) -> None:
-        """Stop serving, wait for the end, remove the socket."""
+        """Stop serving, wait for the end, remove the socket; a process whose device does not come back is killed after 5 s."""
         if self._closed:
             return
         self._closed = True
         if self._control is not None:
             try:
-                self._answer(("stop",))
+                self._answer(("stop",), _END_S)
             except VblkError:
-                pass
+                if self._child is not None:
+                    self._child.kill()
         if self._child is not None:
             wait_or_kill(self._child, _END_S)
         self._gone()
@@ -260,7 +266,7 @@ class Served:
         log: list[LogEntry] = self._answer(("log",))
         return log
 
-    def _answer(self, command: tuple[Any, ...]) -> Any:
+    def _answer(self, command: tuple[Any, ...], within_s: float = _ANSWER_S) -> Any:
         if self._control is None:
             raise DeviceDied("nothing serves this disk now", "start() it again")
         try:
@@ -268,7 +274,7 @@ class Served:
         except OSError:
             raise DeviceDied("the serving process is gone", "start() it again") from None
         try:
-            kind, value = self._answers.get(timeout=_ANSWER_S)
+            kind, value = self._answers.get(timeout=within_s)
         except queue.Empty:
             raise DeviceDied(f"the serving process does not answer {command[0]!r}", "close() it") from None
         if kind == "error":

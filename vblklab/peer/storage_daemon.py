@@ -18,7 +18,7 @@ from .process import die_with_parent, wait_or_kill
 
 __all__ = ["RunningDaemon", "StorageDaemon"]
 
-_START_S, _END_S = 10.0, 5.0
+_START_S, _END_S = 60.0, 5.0
 
 
 @dataclass(frozen=True)
