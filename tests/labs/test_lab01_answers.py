@@ -1,4 +1,4 @@
-"""Lab 01 with its answers filled in, and without any."""
+"""Lab 01 with its answers filled in; test_labs runs it without any."""
 
 from __future__ import annotations
 
@@ -32,9 +32,3 @@ def test_the_reference_answers_are_right(lab: nbformat.NotebookNode, tmp_path: P
     assert "MyDevice: 0 errors, 0 wrong blocks" in shown["run-mine"]
     assert "LiveMachine" in shown["run-live"]
     assert "make guest" in shown["run-linux"] or "QEMU" in shown["run-linux"]
-
-
-def test_it_ends_without_answers(lab: nbformat.NotebookNode, tmp_path: Path) -> None:
-    shown = execute(lab, tmp_path, NO_GUEST)
-    assert {name: shown[name] for name in [*ANSWERS, *REVEALS] if not shown[name].startswith("…")} == {}
-    assert "VirtioBlkDevice: 0 errors, 0 wrong blocks" in shown["run-mine"]
