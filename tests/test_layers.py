@@ -24,7 +24,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"pipeline"}),
     frozenset({"view"}),
     frozenset({"lab"}),
-    frozenset({"cli_serve", "cli_ring"}),
+    frozenset({"cli_calibrate", "cli_serve", "cli_ring"}),
     frozenset({"cli", "vblklab", "__main__"}),
 )
 

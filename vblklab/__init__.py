@@ -37,12 +37,16 @@ if TYPE_CHECKING:
     from .guest.virtio_blk import VirtioBlkDriver
     from .interleave import schedules
     from .iostack import IOStack
-    from .kvm import Kvm
+    from .kvm import BareGuest, Kvm
     from .lab.bench import Bench, registers
+    from .lab.calibrate import calibrate
     from .lab.chapter_08 import linux_on, linux_run, scratch_image
     from .lab.check import check
     from .lab.doctor import doctor
     from .lab.driver_bench import probe_log
+    from .lab.kvm_run import kvm_run
+    from .lab.predict import predict
+    from .lab.trap import Trap
     from .lab.words import words
     from .lab.zoo import zoo
     from .machine.costs import CostTable
@@ -56,12 +60,14 @@ if TYPE_CHECKING:
     from .peer.storage_daemon import StorageDaemon
     from .pipeline import Packed, Pipeline, Split
     from .trace.film import Film, film
+    from .trace.gaps import between
     from .trace.run import Run
     from .transport import Mmio, Pci
-    from .view import compare, explore, export, lanes, latency, path_map, sweep, waterfall
+    from .view import compare, explore, export, lanes, latency, path_map, spread, sweep, waterfall
 
 _WHERE = {
     "BadAddress": "errors",
+    "BareGuest": "kvm",
     "Bench": "lab.bench",
     "ConfigError": "errors",
     "CostTable": "machine.costs",
@@ -99,6 +105,7 @@ _WHERE = {
     "Split": "pipeline",
     "Stalled": "errors",
     "TraceError": "errors",
+    "Trap": "lab.trap",
     "StorageDaemon": "peer.storage_daemon",
     "Sync": "engine",
     "Threads": "engine",
@@ -113,6 +120,8 @@ _WHERE = {
     "WAIT": "events",
     "Wait": "events",
     "Zones": "device",
+    "between": "trace.gaps",
+    "calibrate": "lab.calibrate",
     "check": "lab.check",
     "compare": "view",
     "doctor": "lab.doctor",
@@ -120,17 +129,20 @@ _WHERE = {
     "explore": "view",
     "export": "view",
     "film": "trace.film",
+    "kvm_run": "lab.kvm_run",
     "lanes": "view",
     "latency": "view",
     "linux_on": "lab.chapter_08",
     "linux_run": "lab.chapter_08",
     "path_map": "view",
+    "predict": "lab.predict",
     "probe_log": "lab.driver_bench",
     "recorded": "machine.guest_run",
     "registers": "lab.bench",
     "scratch_image": "lab.chapter_08",
     "schedules": "interleave",
     "serve": "machine.serve",
+    "spread": "view",
     "sweep": "view",
     "waterfall": "view",
     "words": "lab.words",

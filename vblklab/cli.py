@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from ._version import __version__
+from .cli_calibrate import add_calibrate, add_costs, costs_of
 from .cli_ring import add_ring
 from .cli_serve import add_serve
 from .errors import ConfigError, VblkError
@@ -47,6 +48,7 @@ then:
   vblk trace randread.fio --ios 1                       every trace point of one I/O
   vblk ring --queue packed:8 --play                     a virtqueue, frame by frame
   vblk serve disk.img --socket disk.sock                the image as a disk for QEMU
+  vblk calibrate --predict randread.fio                 predict the job on this machine, run it, compare
   vblk doctor                                           what this machine offers
 """
 _SETTINGS = """\
@@ -140,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("--ios", metavar="N", type=_count, default=3, help="until the first N I/Os are done (default 3)")
     trace.set_defaults(command=_trace)
 
+    add_calibrate(commands, raw, _recipe)
     add_ring(commands, raw, _recipe)
     add_serve(commands, raw, _count)
 
@@ -158,6 +161,7 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--set", metavar="PART=VALUE", action="append", default=[], dest="settings", help="exchange a part, see below")
     parser.add_argument("--seed", metavar="N", type=int, help="sim: another seed (default 1)")
+    add_costs(parser)
     parser.add_argument("--thread", action="store_true", help="live: the device in a thread instead of a process of its own")
     parser.add_argument(
         "--trace", metavar="N", type=_count, help="sim: keep the first N trace points (default 4000); live: 0 switches tracing off"
@@ -194,12 +198,13 @@ def _recipe(args: argparse.Namespace) -> Pipeline:
 
 
 def _machine(args: argparse.Namespace) -> Any:
+    costs = costs_of(args)
     if args.machine == "sim":
         if args.thread:
             raise ConfigError("--thread is for the live machines", "add --machine live or --machine kvm")
         from .machine.sim import SimMachine
 
-        return SimMachine(1 if args.seed is None else args.seed, trace=4000 if args.trace is None else args.trace)
+        return SimMachine(1 if args.seed is None else args.seed, trace=4000 if args.trace is None else args.trace, **costs)
     if args.seed is not None:
         raise ConfigError(
             "--seed is for the simulator", "leave it out: live times are measured; randseed= in the job chooses other offsets"

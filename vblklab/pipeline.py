@@ -16,7 +16,7 @@ from .errors import ConfigError
 from .guest.fio import Fio
 from .guest.virtio_blk import VirtioBlkDriver
 from .iostack import IOStack
-from .kvm import Kvm
+from .kvm import BareGuest, Kvm
 from .ring.packed import check_packed_size
 from .ring.split import check_queue_size
 from .transport import Mmio, Pci
@@ -69,11 +69,13 @@ _PARTS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "engine": ("host", ("submit", "reap"), "vb.Simulated() or vb.Sync()"),
     "host_iostack": ("host", ("submit_bio",), "vb.IOStack()"),
     "disk": ("host", ("open", "drive"), 'vb.Nvme(), vb.Ram(64 << 20) or vb.ImageFile("disk.img")'),
-    "guest": ("guest", ("boot",), "vb.LinuxGuest(), or None for our own guest"),
+    "guest": ("guest", ("boot|kind",), "vb.LinuxGuest() or vb.BareGuest(), or None for our own guest"),
     "host": ("host", ("start|arguments",), 'vb.StorageDaemon("disk.img"), or None for our own device'),
 }
 _SIDES = ("guest", "host")
 """Parts that put a real system in the place of a whole side; None is ours."""
+_RUNS_ON = {BareGuest.kind: "vb.KvmMachine()"}
+"""The machine of a kind of side that VhostUserMachine does not run."""
 
 
 _Class = TypeVar("_Class", bound=type)
@@ -146,9 +148,11 @@ class Pipeline:
         if not hasattr(machine, "boot"):
             raise ConfigError(f"machine={machine!r} is not a machine", "give for example vb.SimMachine() or vb.LiveMachine()")
         for side in _SIDES:
-            if getattr(self, side) is not None and side not in getattr(machine, "real_sides", ()):
-                what = f"{side}={_text(getattr(self, side))} on {machine!r}"
-                raise ConfigError(what, f"a real {side} needs vb.VhostUserMachine(); replace({side}=None) is ours")
+            part = getattr(self, side)
+            kind = getattr(part, "kind", side)
+            if part is not None and kind not in getattr(machine, "real_sides", ()):
+                where = _RUNS_ON.get(kind, "vb.VhostUserMachine()")
+                raise ConfigError(f"{side}={_text(part)} on {machine!r}", f"a real {kind} needs {where}; replace({side}=None) is ours")
         return machine.boot(self)
 
     def run(self, machine: Any, **options: Any) -> Any:
@@ -228,6 +232,8 @@ def _set(pipeline: Pipeline, assignment: str) -> Pipeline:
         return pipeline.replace(queue={"split": Split, "packed": Packed}[text](**kept))
     if part == "transport" and text in _TRANSPORTS:
         return pipeline.replace(transport=_TRANSPORTS[text]())
+    if part == "guest" and text in ("bare", "none"):
+        return pipeline.replace(guest=BareGuest() if text == "bare" else None)
     if part == "engine":
         if text not in ENGINES:
             raise ConfigError(f"no engine {text!r}", f"choose one of {', '.join(ENGINES)}")

@@ -134,6 +134,9 @@ def test_5_2_4_topology() -> None:
         {"opt_io_size": -512},
         {"max_discard_seg": 0},
         {"max_discard_seg": 257},
+        {"max_discard_sectors": 0},
+        {"max_discard_sectors": 1 << 32},
+        {"size_max": 1 << 32},
     ],
 )
 def test_a_topology_that_cannot_be_said_is_refused(options: dict[str, int]) -> None:

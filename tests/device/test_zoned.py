@@ -566,6 +566,17 @@ def test_a_host_aware_disk_takes_writes_anywhere() -> None:
     assert read(board, at(2), SIZE)[1] == bytes(12 << 9) + b"\5" * 512 + bytes((SIZE - 13) << 9)
 
 
+def test_a_write_zeroes_that_one_zone_refuses_changes_no_other() -> None:
+    """What was not written must go on reading as zeros: the disk below may still hold what a reset zone had."""
+    board = zoned(device={"max_discard_seg": 2}, model="host-aware")
+    assert write(board, at(1), 4) == OK and manage(board, RESET, at(1)) == OK
+    in_state(board, 2, RDONLY)
+    ranges = struct.pack("<QIIQII", at(1), 4, 0, at(2), 4, 0)
+    assert board.request(WRITE_ZEROES, data=ranges)[0] == INVALID_CMD
+    assert state(board, 1) == (EMPTY, 0)
+    assert read(board, at(1), 4) == (OK, bytes(2048))
+
+
 def segment(*those: tuple[int, int, int]) -> bytes:
     return b"".join(struct.pack("<QII", *one) for one in those)
 

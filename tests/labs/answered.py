@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import nbformat
@@ -12,7 +12,10 @@ import nbformat
 from .jupyter_home import copy_labs, jupyter_env
 from .test_labs import LIMIT_S, errors_in, run, shown_in
 
-__all__ = ["execute", "fill_in", "lab", "misjudged", "reference_answers"]
+__all__ = ["NO_KVM", "execute", "fill_in", "judged", "lab", "misjudged", "reference_answers"]
+
+NO_KVM = "import vblklab.kvm.host as kvm_host\nkvm_host.found = lambda: (False, 'there is no /dev/kvm', 'load kvm_intel or kvm_amd')"
+"""A first cell for a kernel that finds no KVM."""
 
 
 def reference_answers(name: str) -> dict[str, str]:
@@ -21,9 +24,11 @@ def reference_answers(name: str) -> dict[str, str]:
     return answers
 
 
-def lab(name: str, tmp_path: Path) -> nbformat.NotebookNode:
-    """A learner's own copy of a lab."""
-    return nbformat.read(copy_labs(tmp_path / "labs") / f"{name}.ipynb", as_version=4)
+def lab(name: str, tmp_path: Path, *, without: Collection[str] = ()) -> nbformat.NotebookNode:
+    """A learner's own copy of a lab, ``without`` the cells of these ids."""
+    notebook = nbformat.read(copy_labs(tmp_path / "labs") / f"{name}.ipynb", as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if cell.id not in without]
+    return notebook
 
 
 def fill_in(notebook: nbformat.NotebookNode, answers: Mapping[str, str]) -> None:
@@ -51,3 +56,8 @@ def misjudged(verdicts: Mapping[str, str]) -> dict[str, str]:
     return {
         name: text for name, text in verdicts.items() if [line[0] for line in text.splitlines() if line[:1] in set("✓✗✎")] != [signs[name]]
     }
+
+
+def judged(shown: Mapping[str, str], verdicts: Collection[str]) -> dict[str, str]:
+    """Of the cells that show a verdict, those that say more than "there is no answer yet"."""
+    return {name: shown[name] for name in verdicts if not shown[name].startswith("…")}

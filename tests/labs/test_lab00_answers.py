@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell
 
-from .answered import execute, fill_in, misjudged, reference_answers
+from .answered import execute, fill_in, judged, misjudged, reference_answers
 from .answered import lab as copy_of
 
 NAME = "00_the_whole_path"
@@ -22,9 +22,7 @@ NO_LIVE_RUNG = (
 
 @pytest.fixture
 def lab(tmp_path: Path) -> nbformat.NotebookNode:
-    notebook = copy_of(NAME, tmp_path)
-    notebook.cells = [cell for cell in notebook.cells if cell.id not in DRAWN_ELSEWHERE]
-    return notebook
+    return copy_of(NAME, tmp_path, without=DRAWN_ELSEWHERE)
 
 
 def test_the_reference_answers_are_right(lab: nbformat.NotebookNode, tmp_path: Path) -> None:
@@ -36,6 +34,6 @@ def test_the_reference_answers_are_right(lab: nbformat.NotebookNode, tmp_path: P
 def test_it_ends_without_answers_and_without_a_live_machine(lab: nbformat.NotebookNode, tmp_path: Path) -> None:
     lab.cells.insert(0, new_code_cell(NO_LIVE_RUNG, id="no-live-rung"))
     shown = execute(lab, tmp_path)
-    assert {name: shown[name] for name in [*ANSWERS, *REVEALS] if not shown[name].startswith("…")} == {}
+    assert judged(shown, [*ANSWERS, *REVEALS]) == {}
     assert shown["live-run"].startswith("the live machine needs Linux; L0 works here\n")
     assert "SimMachine" in shown["live-run"]

@@ -18,9 +18,7 @@ DRAWN_ELSEWHERE = {"export"}  # the slowest cell; test_labs runs it
 
 @pytest.fixture
 def lab(tmp_path: Path) -> nbformat.NotebookNode:
-    notebook = copy_of(NAME, tmp_path)
-    notebook.cells = [cell for cell in notebook.cells if cell.id not in DRAWN_ELSEWHERE]
-    return notebook
+    return copy_of(NAME, tmp_path, without=DRAWN_ELSEWHERE)
 
 
 def test_the_reference_answers_are_right(lab: nbformat.NotebookNode, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,12 @@ import vblklab as vb
 from vblklab import cli
 from vblklab.kvm import host
 from vblklab.kvm.guest import GSI
+from vblklab.kvm.ioctl import Ioctl, ioctl, kvm_regs
 from vblklab.kvm.payload import Mail
 from vblklab.machine import kvm as machine_kvm
 from vblklab.spec.virtio import Feature
+
+from .kvm_account import account, nothing_left_of_kvm, open_of_kvm  # noqa: F401
 
 EVENT_IDX = vb.VirtioBlkDriver.FEATURES
 NO_EVENT_IDX = EVENT_IDX & ~Feature.EVENT_IDX
@@ -35,30 +40,6 @@ each_wiring = pytest.mark.parametrize(
 def recipe(**parts: Any) -> vb.Pipeline:
     app = vb.Fio(rw="randread", bs=4096, iodepth=4, number_ios=200, size="1m")
     return vb.Pipeline(**({"app": app, "disk": vb.Ram(1 << 20)} | parts))
-
-
-def open_of_kvm() -> list[str]:
-    """What this process has open of KVM and of eventfds; the tests' own fixture looks for everything else."""
-    links = []
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            links.append(os.readlink(f"/proc/self/fd/{fd}"))
-        except FileNotFoundError:
-            pass  # the listing's own
-    return sorted(link for link in links if "kvm" in link or "event" in link or link.startswith("socket"))
-
-
-def account(counters: dict[str, int], kick: str) -> None:
-    """No kick and no interrupt is lost: each has an equal at the other end of the wire."""
-    assert counters["kicks"] == counters["doorbell_stores"] == counters["eventfd_kicks"] > 0
-    assert counters["doorbell_exits"] == (counters["kicks"] if kick == "mmio-exit" else 0)
-    assert counters.get("vcpu_mmio_exits", counters["mmio_exits"]) == counters["mmio_exits"]
-    assert counters["interrupts_sent"] == counters["interrupts_seen"]
-    assert counters["interrupts_sent"] == counters["interrupts_taken"] + counters["interrupts_coalesced"] >= counters["notifies"] > 0
-    assert counters["interrupts_coalesced"] >= 0
-    if "vcpu_irq_injections" in counters and not host.apicv():
-        handled = counters["interrupts_taken"] + counters["interrupts_spurious"]
-        assert handled <= counters["vcpu_irq_injections"], "an entry that is cancelled is injected and counted again, as often as it is"
 
 
 def how_many() -> list[Any]:
@@ -81,6 +62,7 @@ def test_all_ios_arrive_and_every_notification_is_accounted_for(wiring: dict[str
     run = recipe(app=app, disk=vb.Ram(4 << 20), driver=driver, queue=ring(64), **wiring).run(vb.KvmMachine(trace=False))
     assert (run.ios, run.errors, run.mismatches) == (ios, 0, 0)
     account(run.counters, wiring["kvm"].kick)
+    assert run.counters["notifies"] > 0
 
 
 @real
@@ -222,6 +204,49 @@ def test_a_triple_fault_in_the_run_shows_the_registers_and_leaves_nothing() -> N
         vm.run()
     assert caught.value.registers["rsp"] and caught.value.code
     assert (threading.active_count(), open_of_kvm()) == (threads, fds)
+
+
+@real
+def test_a_jump_to_where_no_memory_is_ends_the_run_with_the_registers() -> None:
+    vm = recipe().boot(vb.KvmMachine(device="thread"))
+    ioctl(vm.guest.vcpu.fd, Ioctl.SET_REGS, kvm_regs(rip=0xD000_0000, rsp=0xE000_3000, rflags=2))
+    with pytest.raises(vb.KvmExit, match=r"KVM_EXIT_.*rip=0xd0000000.*bytes at rip: none") as caught:
+        vm.run()
+    assert caught.value.registers["rip"] == 0xD000_0000
+
+
+@real
+def test_an_exit_that_this_package_does_not_know_ends_the_run_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    vm = recipe().boot(vb.KvmMachine(device="thread"))
+
+    def left_for_another_reason(fd: int, request: Ioctl, argument: Any = 0) -> int:
+        answer = ioctl(fd, request, argument)
+        if request == Ioctl.RUN:
+            vm.guest.vcpu.shared[8:12] = (77).to_bytes(4, "little")
+        return answer
+
+    monkeypatch.setattr("vblklab.kvm.vcpu.ioctl", left_for_another_reason)
+    with pytest.raises(vb.KvmExit, match=r"the vCPU stopped: exit 77, which is not known here, rip=0xe00000.*bytes at rip: [0-9a-f]{2}"):
+        vm.run()
+
+
+@real
+@pytest.mark.parametrize("guest", [None, vb.BareGuest()], ids=["python", "bare"])
+def test_a_killed_run_leaves_no_device_behind(guest: Any) -> None:
+    """The whole process is killed in the middle of a run: the device's process, which is then an orphan, ends by itself."""
+    job = 'rw="randread", bs=512, iodepth=4, number_ios=30_000, size="1m"'
+    code = f"""
+import vblklab as vb
+vm = vb.Pipeline(app=vb.Fio({job}), disk=vb.Ram(1 << 20), guest={f"vb.{guest!r}" if guest else None}).boot(vb.KvmMachine(trace=False))
+vm.run(progress=lambda done, total: print(vm._child.pid, flush=True))
+"""
+    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    with run.stdout:
+        orphan = int(run.stdout.readline())
+        run.kill()
+    assert run.wait() == -signal.SIGKILL
+    assert os.waitpid(orphan, 0)[0] == orphan  # it came to us: tests/leaks.py adopts orphans
 
 
 @real

@@ -42,6 +42,7 @@ from tests.support import (
 from vblklab.iostack import Bio
 from vblklab.memory import GuestMemory
 from vblklab.ring import Chain, SplitDevice
+from vblklab.ring.split import _kept_table
 
 MEMORY = 1 << 18
 TABLE, PLACE = 0x9000, 0x10000  # where tables and requests lie
@@ -386,6 +387,24 @@ def test_2_7_5_3_1_the_longest_table_is_what_the_owner_says() -> None:
     _indirect(ring, *ring.table(TABLE, [(PLACE, 1, 0)] * 129))
     with pytest.raises(vb.VirtioError, match="at most 128"):
         device.pop()
+
+
+def test_tables_of_every_length_do_not_pile_up() -> None:
+    """What is kept for speed is bounded, whatever lengths a driver sends."""
+    memory = GuestMemory(bytearray(MEMORY))
+    ring = HandRing(memory, 8)
+    device = SplitDevice(memory, ring.layout, chain_max=1024)
+    pieces = [(PLACE, 1, 0)] * 1024
+    ring.table(0x8000, pieces)
+    for entries in range(1, 1025):
+        ring.put("HH", 0x8000 + 16 * entries - 4, 0, 0)
+        ring.desc(0, 0x8000, 16 * entries, INDIRECT)
+        ring.offer(0)
+        chain = device.pop()
+        assert chain is not None and len(chain.readable) == entries
+        device.detach(chain)
+        ring.put("HH", 0x8000 + 16 * entries - 4, NEXT, entries)
+    assert _kept_table.cache_info().currsize < 140
 
 
 @pytest.mark.clause("SPLIT-DEV-007")

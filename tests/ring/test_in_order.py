@@ -9,7 +9,8 @@ import pytest
 
 import vblklab as vb
 from tests.ring.test_packed import halves
-from tests.support import NEXT, pair
+from tests.support import IN, NEXT, OUT, Board, Held, pair
+from vblklab.ring.in_order import Offered
 
 FORMATS = ["split", "packed"]
 
@@ -199,3 +200,32 @@ def test_a_packed_device_that_skips_what_was_not_offered_is_found_out(number: in
     with pytest.raises(vb.VirtioError, match=says):
         driver.get_buf()
     assert driver.detach_unused_bufs() == ["a", "b"]
+
+
+@pytest.mark.parametrize("event_idx", [True, False])
+def test_2_7_9_what_a_virtio_blk_device_ends_together_is_one_used_element(event_idx: bool) -> None:
+    engine = Held()
+    board = Board(vb.VirtioBlkDevice(in_order=True, event_idx=event_idx), engine=engine, size=16, memory_bytes=1 << 19).boot()
+    kinds = [IN, OUT, OUT, IN]
+    for slot, kind in enumerate(kinds):
+        framing = {"room": 512} if kind == IN else {"data": b"x" * 512}
+        board.send(board.pieces(kind, slot, slot=slot, **framing), slots=range(3 * slot, 3 * slot + 3))
+    for op in reversed(engine.started):
+        engine.end(op)
+    board.machine.run()
+    ring = board.rings[0]
+    assert ring.used_idx == 4
+    assert ring.get("II", ring.used_at + 4) == (9, 513), "the last one's head at the first one's place"
+    assert ring.memory.read(ring.used_at + 12, 3 * 8) == bytes(3 * 8), "nothing is written for the others"
+    assert len(board.notified) == 1
+
+
+@pytest.mark.parametrize("queue", [vb.Split(32, in_order=True), vb.Packed(32, in_order=True)], ids=repr)
+def test_batches_of_a_whole_run_stand_for_several_buffers(queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    batch = Offered.batch
+    monkeypatch.setattr(Offered, "batch", lambda self, last, written: sizes.append(batch(self, last, written)) or sizes[-1])
+    app = vb.Fio(rw="randrw", bs=4096, iodepth=12, number_ios=200, verify="crc32", size=1 << 20)
+    run = vb.Pipeline(app=app, queue=queue, disk=vb.Ram(1 << 20)).run(vb.SimMachine())
+    assert (run.ios, run.errors, run.mismatches) == (200, 0, 0)
+    assert sum(sizes) >= 200 and max(sizes) > 1

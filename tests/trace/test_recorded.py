@@ -53,7 +53,7 @@ def test_the_figures_say_what_the_times_are(name: str) -> None:
     for figure in (vb.waterfall(model, run), vb.compare(model, run), vb.path_map(run), vb.lanes(run)):
         caption = figure.layout.meta["caption"]
         assert "emulated" in caption and "error at most" in caption and "recorded" in caption
-    dotted = [t for t in vb.waterfall(run).data if t.name.endswith("emulated by TCG") and t.marker.pattern.shape == "."]
+    dotted = [t for t in vb.waterfall(run).data if t.name.endswith("by an emulated CPU") and t.marker.pattern.shape == "."]
     assert any(any(length for length in t.x if length) for t in dotted)
     assert any("D7" in note for note in run.notes)
 

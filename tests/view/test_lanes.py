@@ -112,3 +112,10 @@ def test_a_learners_undeclared_event_is_drawn_as_other() -> None:
 def test_nothing_to_draw_is_a_config_error(trace: Any, window: tuple[Any, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         lanes(dataclasses.replace(SIM, trace=trace), *window)
+
+
+def test_eight_kinds_beside_the_names_of_the_lanes_take_two_rows() -> None:
+    fig = lanes(SIM)
+    kinds = [trace for trace in fig.data if trace.legend == "legend2"]
+    assert len(kinds) == 8
+    assert (1 - fig.layout.legend2.y) * fig.layout.height + 2 * 20 <= fig.layout.margin.t, "the legend runs into the first lane"

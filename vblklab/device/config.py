@@ -66,10 +66,10 @@ class BlkConfig:
             raise ConfigError(f"device block_size={block_size}", "use a power of two from 512 to 32768")
         if not 1 <= seg_max <= 65534:
             raise ConfigError(f"device seg_max={seg_max}", "use 1 to 65534")
-        if size_max and size_max < 512:
-            raise ConfigError(f"device size_max={size_max}", "use 512 or more bytes a segment, or 0 for no limit")
-        if max_discard_sectors < 1:
-            raise ConfigError(f"device max_discard_sectors={max_discard_sectors}", "use 1 or more")
+        if size_max and not 512 <= size_max < 1 << 32:
+            raise ConfigError(f"device size_max={size_max}", "use 512 or more bytes a segment, below 2**32, or 0 for no limit")
+        if not 1 <= max_discard_sectors < 1 << 32:
+            raise ConfigError(f"device max_discard_sectors={max_discard_sectors}", "use 1 or more, below 2**32")
         if not 1 <= max_discard_seg <= 256:
             raise ConfigError(f"device max_discard_seg={max_discard_seg}", "use 1 to 256")
         _check_topology(block_size, physical_block_size, alignment_offset, min_io_size, opt_io_size)

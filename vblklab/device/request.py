@@ -31,6 +31,7 @@ class BlkRequest:
         "status",
         "status_view",
         "type",
+        "writable",
         "written",
     )
 
@@ -44,6 +45,7 @@ class BlkRequest:
         self.length = 0  # bytes of data
         self.ranges: list[tuple[int, int, int]] = []  # sector, sectors, flags of DISCARD, WRITE_ZEROES and SECURE_ERASE
         self.status_view: memoryview | None = None
+        self.writable: list[memoryview] = []  # what the device may write before the status byte
         self.status = 0
         self.error = 0  # minus the errno of the engine's failure
         self.written = 0  # bytes of data the device wrote; once it is complete, the length in the used element
@@ -52,21 +54,22 @@ class BlkRequest:
 
 
 def parse(queue: SplitDevice, chain: Chain) -> BlkRequest:
-    """Header, data and status byte of a chain; raises VirtioError if header or status byte is missing."""
+    """Header, data and status byte of a chain, which stays as it is; raises VirtioError if header or status byte is missing."""
     request = BlkRequest(queue, chain)
     readable, writable = chain.readable, chain.writable
     if not writable:
         raise VirtioError("a request without a device-writable status byte", "5.2.6")
-    last = writable.pop()
+    last = writable[-1]
     if len(last) == 1:
-        request.status_view = last
+        request.status_view, writable = last, writable[:-1]
     else:
-        request.status_view = last[-1:]
-        writable.append(last[:-1])
+        request.status_view, writable = last[-1:], [*writable[:-1], last[:-1]]
+    request.writable = writable
     if not readable:
         raise VirtioError("a request without a header", "5.2.6")
     if len(readable[0]) == 16:
-        kind, _, request.sector = _unpack_header(readable.pop(0))
+        kind, _, request.sector = _unpack_header(readable[0])
+        readable = readable[1:]
     else:
         header, readable = _take(readable, REQ_HEADER_BYTES)
         if len(header) < REQ_HEADER_BYTES:

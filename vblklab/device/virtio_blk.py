@@ -542,7 +542,7 @@ class VirtioBlkDevice(BlkConfig):
         written = request.written
         if request.type == _IN and not request.status:
             return written + 1
-        return written + (written == sum(map(len, request.chain.writable)))
+        return written + (written == sum(map(len, request.writable)))
 
     def fail(self, error: VirtioError) -> None:
         """The driver broke the specification: stop, set DEVICE_NEEDS_RESET (``virtio_error()``, §2.1.2)."""

@@ -36,7 +36,7 @@ def check_zoned(device: VirtioBlkDevice, request: BlkRequest) -> int:
     if device.read_only and (kind == ReqType.ZONE_APPEND or kind in _MANAGES):
         return _IOERR
     if kind == ReqType.ZONE_APPEND:
-        whole = not request.length % device.block_size and sum(map(len, request.chain.writable)) == APPEND_SECTOR.size
+        whole = not request.length % device.block_size and sum(map(len, request.writable)) == APPEND_SECTOR.size
         return _OK if whole else _IOERR
     return _OK if kind in _MANAGES else _UNSUPP
 
@@ -45,7 +45,7 @@ def submit_zoned(device: VirtioBlkDevice, zones: Zones, request: BlkRequest) -> 
     """Ask the zones, then hand the request to the engine, or end it with their status."""
     kind, sector = request.type, request.sector
     if kind == ReqType.OUT:
-        status = zones.write(sector, request.length >> 9)
+        status = zones.write((sector, request.length >> 9))
         if not status:
             device.operate(request, Op.WRITE, sector << 9, request.length, request.data)
             return
@@ -56,7 +56,7 @@ def submit_zoned(device: VirtioBlkDevice, zones: Zones, request: BlkRequest) -> 
     elif kind == ReqType.ZONE_APPEND:
         status, at = zones.append(sector, request.length >> 9)
         if not status:
-            request.written = _scatter(request.chain.writable, APPEND_SECTOR.pack(at))
+            request.written = _scatter(request.writable, APPEND_SECTOR.pack(at))
             device.operate(request, Op.WRITE, at << 9, request.length, request.data)
             return
     elif kind == ReqType.ZONE_REPORT:
@@ -113,7 +113,7 @@ def _ranges(zones: Zones, request: BlkRequest) -> int:
     """SECURE_ERASE resets zones; WRITE_ZEROES, for host-aware disks only, writes them."""
     if request.type == ReqType.SECURE_ERASE:
         return zones.erase([(sector, sectors) for sector, sectors, _ in request.ranges])
-    return next(filter(None, (zones.write(sector, sectors) for sector, sectors, _ in request.ranges)), _OK)
+    return zones.write(*((sector, sectors) for sector, sectors, _ in request.ranges))
 
 
 def _cut(views: list[memoryview], start: int, end: int) -> list[memoryview]:

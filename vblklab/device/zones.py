@@ -185,18 +185,19 @@ class Zones:
             return INVALID_CMD
         return OK
 
-    def write(self, sector: int, sectors: int) -> int:
-        """A write at ``sector``: moves write pointers, opens zones implicitly, fills them.
+    def write(self, *ranges: tuple[int, int]) -> int:
+        """A write of (sector, sectors), one or more: moves write pointers, opens zones implicitly, fills them.
 
         A write to an SWP zone that is full is an ordinary overwrite: the disk takes writes anywhere.
         """
-        pieces = list(self._pieces(sector, sectors))
-        if self._crosses(pieces):
+        parts = [list(self._pieces(*one)) for one in ranges]
+        if any(self._crosses(pieces) for pieces in parts):
             return INVALID_CMD
-        status = next(filter(None, (self._writable(*piece) for piece in pieces)), OK)
+        status = next(filter(None, (self._writable(*piece) for pieces in parts for piece in pieces)), OK)
         if not status:
-            for piece in pieces:
-                self._advance(*piece)
+            for pieces in parts:
+                for piece in pieces:
+                    self._advance(*piece)
         return status
 
     def append(self, sector: int, sectors: int) -> tuple[int, int]:

@@ -91,14 +91,15 @@ class Fio:
         shared = _Shared(self.jobs, disk_bytes, log)
         tasks: list[FioTask] = []
         for one in self.jobs:
-            self._check(one, iostack)
+            self.check(one, iostack)
             for clone in range(one.numjobs):
                 number = len(tasks)
                 tasks.append(FioTask(one, clone, number, shared, pages, iostack, queue_of(number), poll, self.segment_bytes, disk_bytes))
         return tasks
 
     @staticmethod
-    def _check(one: Job, iostack: IOStack) -> None:
+    def check(one: Job, iostack: IOStack) -> None:
+        """Raise JobError if the disk behind ``iostack`` cannot serve the job."""
         limits = iostack.limits
         if limits.read_only and one.writes:
             raise JobError(f"job {one.name!r}: rw={one.rw} on a read-only disk", "use rw=read or randread, or a writable disk")

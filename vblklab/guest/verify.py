@@ -20,17 +20,17 @@ import numpy as np
 
 from ..errors import ConfigError
 
-__all__ = ["METHODS", "SECTOR", "Mismatch", "Shadow", "fill"]
+__all__ = ["METHODS", "POOL_SECTORS", "SECTOR", "SPREAD", "Mismatch", "Shadow", "fill", "pool_of"]
 
 SECTOR = 512
-_SECTORS = 2053
+POOL_SECTORS = 2053
 """Sectors in a pool: 1 MiB and a bit.  A prime: data that went astray by a power of two differs."""
-_POOL = _SECTORS * SECTOR
+_POOL = POOL_SECTORS * SECTOR
 _MAGIC = int.from_bytes(b"vblk", "little")
 _DIGEST_AT, _BODY_AT = 24, 96
 _STAMP_LIMIT = 1 << 32
 _SEED_MASK = 0xFFFFFFFF
-_SPREAD = 2654435761
+SPREAD = 2654435761
 """Knuth's multiplicative hash: neighbouring stamps start far apart in the pool."""
 
 _SUMS: dict[str, Callable[[bytes], bytes]] = {
@@ -60,11 +60,11 @@ def fill(view: memoryview, offset: int, stamp: int, seed: int, method: str | Non
     length = len(view)
     if method is None:
         pool = _noise(seed)
-        at = (stamp * _SPREAD ^ offset >> 9) % (_POOL >> 3) << 3
+        at = (stamp * SPREAD ^ offset >> 9) % (_POOL >> 3) << 3
     else:
         if offset % SECTOR or length % SECTOR:
             raise ConfigError(f"{length} bytes at offset {offset}", "verify works on whole sectors of 512 bytes")
-        pool = _sectors(seed, method)
+        pool = pool_of(seed, method)
         at = _slot(offset // SECTOR, stamp) * SECTOR
     if length <= _POOL:
         view[:] = pool[at : at + length]
@@ -82,7 +82,7 @@ def fill(view: memoryview, offset: int, stamp: int, seed: int, method: str | Non
 
 def _slot(sector: Any, stamp: Any) -> Any:
     """The place of a sector's contents in the pool: neighbours of one write are neighbours there.  Ints or uint64 arrays."""
-    return (sector + (stamp * _SPREAD & 0xFFFFFFFF)) % _SECTORS
+    return (sector + (stamp * SPREAD & 0xFFFFFFFF)) % POOL_SECTORS
 
 
 @lru_cache(maxsize=8)
@@ -93,11 +93,11 @@ def _noise(seed: int) -> memoryview:
 
 
 @lru_cache(maxsize=8)
-def _sectors(seed: int, method: str) -> memoryview:
+def pool_of(seed: int, method: str) -> memoryview:
     """Two laps of the pool as sectors with header and checksum; stamp and sector number are zero."""
     if method not in _SUMS:
         raise ConfigError(f"verify={method}", f"use one of {', '.join(METHODS)}")
-    sectors = np.frombuffer(bytearray(_noise(seed)[:_POOL]), np.uint8).reshape(_SECTORS, SECTOR)
+    sectors = np.frombuffer(bytearray(_noise(seed)[:_POOL]), np.uint8).reshape(POOL_SECTORS, SECTOR)
     sectors[:, :_BODY_AT] = 0
     words = sectors.view(np.uint32)
     words[:, 0] = _MAGIC
@@ -163,7 +163,7 @@ def _compare(found: Any, offset: int, expected: Any, method: str, seed: int) -> 
     live = np.flatnonzero(expected)
     numbers = live.astype(np.uint64) + np.uint64(offset // SECTOR)
     stamps = expected[live]
-    pool = np.frombuffer(_sectors(seed, method), np.uint8).reshape(-1, SECTOR)
+    pool = np.frombuffer(pool_of(seed, method), np.uint8).reshape(-1, SECTOR)
     want = pool[_slot(numbers, stamps.astype(np.uint64)).astype(np.int64)]
     want.view(np.uint32)[:, 1] = stamps
     want.view(np.uint64)[:, 1] = numbers

@@ -12,16 +12,14 @@ from mmap import mmap
 
 from ..errors import ConfigError, Stalled
 from . import payload
-from .payload import PORT_DONE, PORT_IRQ, Mail, Op
+from .payload import MEMORY_MOST, PORT_DONE, PORT_IRQ, Mail, Op
 from .vcpu import Interrupted, IoExit, MmioExit
 from .vm import Line, Msi, Vm
 
-__all__ = ["FIRST_MSI_GSI", "GSI", "LINE_EDGE", "LINE_LEVEL", "MEMORY_MOST", "GuestClock", "PayloadVm"]
+__all__ = ["FIRST_MSI_GSI", "GSI", "LINE_EDGE", "LINE_LEVEL", "GuestClock", "PayloadVm"]
 
 GSI = 5
 LINE_EDGE, LINE_LEVEL = 0, 1 << 15
-MEMORY_MOST = 0xC000_0000
-"""Guest memory ends below the payload, the registers and the APICs, which a 32-bit guest must reach."""
 FIRST_MSI_GSI = 24  # behind the I/O APIC's pins
 _LOAD = {1: Op.LOAD1, 2: Op.LOAD2, 4: Op.LOAD4}
 _STORE = {1: Op.STORE1, 2: Op.STORE2, 4: Op.STORE4}
@@ -57,8 +55,7 @@ class PayloadVm:
             self.vm.map_memory(payload.BASE, self._view)
             self.vm.map_memory(payload.WORDS_GPA, words)
             self.vcpu = self.vm.vcpu()
-            gdt, idt = (payload.GDT_GPA, payload.GDT_BYTES), (payload.IDT_GPA, payload.IDT_BYTES)
-            self.vcpu.start_at(payload.BASE, payload.STACK_TOP, gdt=gdt, idt=idt)
+            self.restart()
         except BaseException:
             self.close()
             raise
@@ -66,6 +63,11 @@ class PayloadVm:
     def close(self) -> None:
         """The VM with its vCPU; what it was given stays open."""
         self.vm.close()
+
+    def restart(self) -> None:
+        """Let the vCPU stand at the payload's first instruction: at first, and after another payload has run."""
+        gdt, idt = (payload.GDT_GPA, payload.GDT_BYTES), (payload.IDT_GPA, payload.IDT_BYTES)
+        self.vcpu.start_at(payload.BASE, payload.STACK_TOP, gdt=gdt, idt=idt)
 
     # -- what the payload does -------------------------------------------------------------------------------------------------
 
@@ -196,6 +198,10 @@ class GuestClock:
     def ns(self, tsc: int) -> int:
         """When the counter read ``tsc``."""
         return self._at_ns + (tsc - self._at_tsc) * 1_000_000 // self.khz
+
+    def bracket(self) -> tuple[int, int, int]:
+        """The counter's value, and the host's time in ns shortly before and after it was read."""
+        return self._at_tsc, self._at_ns - self.error_ns - 1, self._at_ns + self.error_ns + 1
 
     def drift_ns(self, later: GuestClock) -> int:
         """How far this clock is off where ``later`` was measured."""

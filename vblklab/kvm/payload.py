@@ -20,6 +20,7 @@ __all__ = [
     "ISR_VECTOR",
     "LINE_VECTOR",
     "LISTING",
+    "MEMORY_MOST",
     "MSI_VECTORS",
     "PORT_DONE",
     "PORT_IRQ",
@@ -34,6 +35,8 @@ BASE = 0xE000_0000
 """Guest-physical address of the payload's slot: code, tables, stack, mailbox; the device's words in a slot behind it."""
 TABLES_AT, STACK_AT, MAILBOX_AT, WORDS_AT = 0x1000, 0x2000, 0x3000, 0x4000
 SLOT_BYTES = WORDS_AT
+MEMORY_MOST = 0xC000_0000
+"""Guest memory ends below the payload, the registers and the APICs, which a 32-bit guest must reach."""
 REGISTERS_GPA = 0xE010_0000
 APIC_GPA, IOAPIC_GPA = 0xFEE0_0000, 0xFEC0_0000
 LINE_VECTOR, ISR_VECTOR = 0x30, 0x2F

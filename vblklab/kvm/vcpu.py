@@ -185,7 +185,9 @@ class Vcpu:
         return KvmExit(words, {name: registers[name] for name in _SHOWN}, self._read_memory(registers["rip"], 16))
 
     def _reason(self, reason: int) -> str:
-        name = Exit(reason).name if reason in Exit._value2member_map_ else f"exit {reason}"
+        if reason not in Exit._value2member_map_:
+            return f"exit {reason}, which is not known here"
+        name = Exit(reason).name
         words = {"SHUTDOWN": "KVM_EXIT_SHUTDOWN (a triple fault)"}.get(name, f"KVM_EXIT_{name}")
         if reason == Exit.INTERNAL_ERROR:
             words += f" (suberror {_REASON.unpack_from(self.shared, _UNION_AT)[0]}: 1 is an instruction that KVM cannot emulate)"

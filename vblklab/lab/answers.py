@@ -1,10 +1,13 @@
-"""Reading answers: a number, step names or one of a few words from whatever was typed; raises Wrong with a hint."""
+"""Reading answers: a number, step names or one of a few words from whatever was typed; raises Wrong with a hint.
+
+And reading runs: which steps moved between two of them, and whether a number grew.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -12,7 +15,7 @@ from ..events import EVENTS, STEPS
 from ..trace.run import Run
 from .check import Wrong
 
-__all__ = ["a_run", "number", "one_of", "steps_in"]
+__all__ = ["TREND", "a_run", "change", "in_order", "means", "moved", "number", "one_of", "steps_in", "trend"]
 
 _NAMES = tuple(step.name for step in STEPS)
 _NONE = frozenset({"", "none", "no", "nothing", "no bar", "no bars", "no step", "no steps"})
@@ -66,3 +69,39 @@ def a_run(given: Any, what: str, *, least_ios: int = 1) -> Run:
     if given.ios < least_ios:
         raise Wrong(f"Give {what}: this one finished no I/O.")
     return given
+
+
+TREND = one_of(more="up higher faster", fewer="less down lower slower", same="equal unchanged")
+"""A reader for how a count or a rate changes; ``trend`` says how it did."""
+_SAME = 0.10  # counts and rates that differ by less are the same
+_MOVED = 0.02  # of the whole time of an I/O: a bar that changes by less did not move
+
+
+def trend(old: float, new: float) -> str:
+    """``more``, ``fewer`` or ``same``: within a tenth."""
+    if abs(new - old) <= _SAME * old:
+        return "same"
+    return "more" if new > old else "fewer"
+
+
+def means(run: Run) -> dict[str, float]:
+    """Step → its mean time in ns."""
+    return {stat.step: stat.mean_ns for stat in run.steps}
+
+
+def moved(before: Run, after: Run) -> dict[str, str]:
+    """The steps whose mean changed by a fiftieth of the whole I/O or more, with how they changed."""
+    old, new = means(before), means(after)
+    least = _MOVED * sum(old.values())
+    return {name: change(old[name], new[name]) for name in old if abs(new[name] - old[name]) >= least}
+
+
+def change(old_ns: float, new_ns: float) -> str:
+    """``1.20 → 3.40 µs``."""
+    return f"{old_ns / 1e3:.2f} → {new_ns / 1e3:.2f} µs"
+
+
+def in_order(names: Iterable[str]) -> str:
+    """Steps in the order of the path, as code."""
+    wanted = set(names)
+    return ", ".join(f"`{step.name}`" for step in STEPS if step.name in wanted) or "none"

@@ -12,7 +12,7 @@ from typing import Any
 
 from .check import Wrong
 
-__all__ = ["call", "is_open", "said"]
+__all__ = ["call", "is_open", "said", "tried"]
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 _LINES = 100_000
@@ -49,6 +49,17 @@ def call(function: Callable[..., Any], *arguments: Any, lines: int = _LINES) -> 
         raise Wrong(f"It does not come to an end: stopped after {lines:,} lines. Which loop waits for what never comes?") from None
     except Exception as error:
         raise Wrong(said(error)) from None
+
+
+def tried(function: Any, *arguments: Any) -> Any:
+    """What the learner's function returns; Wrong says for which arguments it raised, and what, or that it does not end."""
+    if not callable(function):
+        raise Wrong("Give the function itself: its name without brackets behind it.")
+    try:
+        return call(function, *arguments)
+    except Wrong as hint:
+        given = ", ".join(f"{one!r}" if not isinstance(one, bytes) else f"{len(one)} bytes" for one in arguments)
+        raise Wrong(f"Tried with ({given}). {hint}") from None
 
 
 def said(error: BaseException) -> str:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
-from ..events import EVENTS, STEPS
+from ..events import EVENTS
 from ..trace.run import Run
-from .answers import a_run, number, one_of, steps_in
+from .answers import TREND, a_run, change, in_order, means, moved, number, steps_in, trend
 from .check import Verdict, Wrong, prediction, question, right, wrong
-
-_MOVED = 0.02  # of the whole time of an I/O: a bar that changes by less did not move
-_SAME = 0.10  # counts and rates that differ by less are the same
-_COUNT = one_of(more="up higher faster", fewer="less down lower slower", same="equal unchanged")
 
 
 @question("00", "To which step does the trace point `virtqueue_pop` belong?")
@@ -81,57 +76,31 @@ def _two_kicks(before: Any, after: Any) -> tuple[Run, Run]:
     return (runs[0], runs[1]) if kicks[0] == "ioeventfd" else (runs[1], runs[0])
 
 
-def _means(run: Run) -> dict[str, float]:
-    return {stat.step: stat.mean_ns for stat in run.steps}
-
-
-def _moved(before: Run, after: Run) -> dict[str, str]:
-    """The steps whose mean changed noticeably, with how they changed."""
-    old, new = _means(before), _means(after)
-    least = _MOVED * sum(old.values())
-    return {name: _change(old[name], new[name]) for name in old if abs(new[name] - old[name]) >= least}
-
-
-def _change(old_ns: float, new_ns: float) -> str:
-    return f"{old_ns / 1e3:.2f} → {new_ns / 1e3:.2f} µs"
-
-
-def _in_order(names: Iterable[str]) -> str:
-    wanted = set(names)
-    return ", ".join(f"`{step.name}`" for step in STEPS if step.name in wanted) or "none"
-
-
 @prediction("00", "Which bars move when the kick becomes an exit to QEMU?", read=steps_in)
 def predict_bars(guess: frozenset[str], before: Any, after: Any) -> Verdict:
     fast, slow = _two_kicks(before, after)
-    moved = _moved(fast, slow)
-    old, new = _means(fast), _means(slow)
-    if moved:
-        said = "These bars moved: " + "; ".join(f"`{name}` {change}" for name, change in moved.items()) + "."
+    bars = moved(fast, slow)
+    old, new = means(fast), means(slow)
+    if bars:
+        said = "These bars moved: " + "; ".join(f"`{name}` {change}" for name, change in bars.items()) + "."
     else:
-        whole = _change(sum(old.values()), sum(new.values()))
-        said = f"No bar moved: the whole I/O takes {whole}, step D4 {_change(old['D4'], new['D4'])}."
+        whole = change(sum(old.values()), sum(new.values()))
+        said = f"No bar moved: the whole I/O takes {whole}, step D4 {change(old['D4'], new['D4'])}."
     why = "One way pays for the exit to QEMU, the other for a short exit and for waking another thread."
-    if guess == frozenset(moved):
+    if guess == frozenset(bars):
         return right(f"{said} {why}")
-    missing, extra = frozenset(moved) - guess, guess - frozenset(moved)
-    parts = [f"You did not expect {_in_order(missing)}."] * bool(missing) + [f"{_in_order(extra)} stayed."] * bool(extra)
+    missing, extra = frozenset(bars) - guess, guess - frozenset(bars)
+    parts = [f"You did not expect {in_order(missing)}."] * bool(missing) + [f"{in_order(extra)} stayed."] * bool(extra)
     return wrong(f"{said} {' '.join(parts)} {why}")
 
 
-@prediction("00", "More, fewer or the same number of IOPS?", read=_COUNT)
+@prediction("00", "More, fewer or the same number of IOPS?", read=TREND)
 def predict_iops(guess: str, before: Any, after: Any) -> Verdict:
     fast, slow = _two_kicks(before, after)
-    truth = _trend(fast.iops, slow.iops)
+    truth = trend(fast.iops, slow.iops)
     said = f"{truth.capitalize()}: {fast.iops:,.0f} IOPS with ioeventfd, {slow.iops:,.0f} with the exit."
     kicks = f"The guest kicked {fast.counters['kicks']:,} times, then {slow.counters['kicks']:,} times."
     return (right if guess == truth else wrong)(f"{said} {kicks} The lanes below show why.")
-
-
-def _trend(old: float, new: float) -> str:
-    if abs(new - old) <= _SAME * old:
-        return "same"
-    return "more" if new > old else "fewer"
 
 
 @question("00", "On which lane does `virtqueue_pop` run?")
@@ -158,14 +127,14 @@ def who_pops(lane: Any, run: Any) -> Verdict:
 # -- the device --------------------------------------------------------------------------------------------------------------
 
 
-@prediction("00", "More, fewer or the same number of interrupts?", read=_COUNT)
+@prediction("00", "More, fewer or the same number of interrupts?", read=TREND)
 def predict_interrupts(guess: str, before: Any, after: Any) -> Verdict:
     runs = a_run(before, "both runs"), a_run(after, "both runs")
     asked, taken = ([run.counters[name] / run.ios * 1000 for run in runs] for name in ("notifies", "interrupts"))
-    truth = _trend(*taken)
+    truth = trend(*taken)
     said = f"{truth.capitalize()}: for 1,000 I/Os the guest took {taken[0]:,.0f} and then {taken[1]:,.0f} interrupts."
     why = f"The device asked for one {asked[0]:,.0f} and then {asked[1]:,.0f} times."
-    if truth == "same" and _trend(*asked) == "more":
+    if truth == "same" and trend(*asked) == "more":
         why += " Most of the new ones came while the handler was still busy: an interrupt that is pending cannot become more pending."
     return (right if guess == truth else wrong)(f"{said} {why}")
 
@@ -192,7 +161,7 @@ _BECAUSE_OF_THE_GUEST = ("D2", "D3", "D4", "D5", "U3", "U4", "U5", "U6")
 @question("00", "How many percent of the time of an I/O are there only because of the virtual machine?")
 def virtualization(percent: Any, run: Any) -> Verdict:
     answer = number(percent, "percent")
-    mean = _means(a_run(run, "the run with the other drive"))
+    mean = means(a_run(run, "the run with the other drive"))
     whole = sum(mean.values())
 
     def share(*names: str) -> float:

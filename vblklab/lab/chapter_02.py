@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..trace.run import Run
-from .answers import a_run, number, one_of
+from .answers import TREND, a_run, number, trend
 from .check import Verdict, Wrong, prediction, question, right, wrong
 from .driver_bench import ProbeLog
-
-_TREND = one_of(more="up higher faster", fewer="less down lower slower", same="equal unchanged")
 
 
 @prediction("02", "How many accesses to registers does a probe take?", read=number)
@@ -88,13 +86,12 @@ def ring_size(size: Any, runs: Any) -> Verdict:
     return right(f"{answer:g} entries: {runs[answer].iops:,.0f} IOPS. A ring larger than what is in flight is only memory.")
 
 
-@prediction("02", "More, fewer or the same number of IOPS if the driver polls?", read=_TREND)
+@prediction("02", "More, fewer or the same number of IOPS if the driver polls?", read=TREND)
 def predict_polling(guess: str, interrupts: Any, polling: Any) -> Verdict:
     before, after = a_run(interrupts, "both runs"), a_run(polling, "both runs")
     if not after.counters.get("polls"):
         raise Wrong("The second run does not poll: give the run with interrupts first, then the one with `poll=True`.")
-    ratio = after.iops / before.iops
-    truth = "same" if 0.9 <= ratio <= 1.1 else "more" if ratio > 1 else "fewer"
+    truth = trend(before.iops, after.iops)
     said = f"{truth.capitalize()}: {before.iops:,.0f} IOPS with interrupts, {after.iops:,.0f} with polling."
     price = f"The price: the vCPU looked {after.counters['polls'] / after.ios:,.0f} times for each I/O, and did nothing else."
     return (right if guess == truth else wrong)(f"{said} {price}")

@@ -12,24 +12,12 @@ from ..pipeline import Packed
 from ..ring.split import need_event
 from ..spec.virtio_ring import DESC, DESC_BYTES, PACKED_AVAIL, PACKED_USED, DescFlag
 from ..trace.film import Film
-from .answers import a_run, number, one_of
-from .careful import call
+from .answers import TREND, a_run, number, one_of, trend
+from .careful import tried
 from .check import Verdict, Wrong, prediction, question, right, wrong
 
-_COUNT = one_of(more="up higher", fewer="less down lower", same="equal unchanged")
 _RING = one_of(split="the split ring", packed="the packed ring", same="equal neither both")
 _Part = tuple[int, int, bool]
-
-
-def _tried(function: Any, *arguments: Any) -> Any:
-    """What the learner's function returns; Wrong says for which arguments it raised, and what, or that it does not end."""
-    if not callable(function):
-        raise Wrong("Give the function itself: its name without brackets behind it.")
-    try:
-        return call(function, *arguments)
-    except Wrong as hint:
-        given = ", ".join(f"{one!r}" if not isinstance(one, bytes) else f"{len(one)} bytes" for one in arguments)
-        raise Wrong(f"Tried with ({given}). {hint}") from None
 
 
 def _still_open(result: Any) -> Verdict | None:
@@ -66,7 +54,7 @@ def decode_chain(decode: Any) -> Verdict:
     rng = random.Random(5)
     for parts in (_PARTS[:1], _PARTS[:3], _PARTS):
         table, head = _chain_in_a_table(rng, parts)
-        found = _tried(decode, table, head)
+        found = tried(decode, table, head)
         if (still := _still_open(found)) is not None:
             return still
         found = _as_parts(found)
@@ -108,7 +96,7 @@ def _decode_hint(found: list[_Part], parts: list[_Part], table: bytes, head: int
 @question("05", "What are the bytes of a chain at the slots 0, 1, 2 …? Write `encode(parts)`.")
 def encode_chain(encode: Any) -> Verdict:
     for parts in (_PARTS[:3], _PARTS[:1], _PARTS):
-        data = _tried(encode, list(parts))
+        data = tried(encode, list(parts))
         if (still := _still_open(data)) is not None:
             return still
         if not isinstance(data, (bytes, bytearray)):
@@ -154,7 +142,7 @@ def index_wrap(waiting: Any) -> Verdict:
     for used in (0, 3, 250, 40_000, 65_530, 65_535):
         for ahead in (0, 1, 2, 8, 200):
             avail = (used + ahead) & 0xFFFF
-            found = _tried(waiting, avail, used)
+            found = tried(waiting, avail, used)
             if (still := _still_open(found)) is not None:
                 return still
             if found == ahead:
@@ -171,7 +159,7 @@ def event_between(asked: Any) -> Verdict:
     cases = [((base + event) & 0xFFFF, (base + new) & 0xFFFF, base) for base in (0, 65_533) for new in range(5) for event in range(-2, 6)]
     wrong_near_wrap = False
     for event, new, old in ((event & 0xFFFF, new, old) for event, new, old in cases):
-        found = _tried(asked, event, new, old)
+        found = tried(asked, event, new, old)
         if (still := _still_open(found)) is not None:
             return still
         truth = need_event(event, new, old)
@@ -193,11 +181,11 @@ def event_between(asked: Any) -> Verdict:
     return right("This is `vring_need_event()` of Linux in your words. The other side is told once, at the entry it named.")
 
 
-@prediction("05", "EVENT_IDX off: more, fewer or the same number of kicks?", read=_COUNT)
+@prediction("05", "EVENT_IDX off: more, fewer or the same number of kicks?", read=TREND)
 def predict_kicks(guess: str, with_event_idx: Any, without: Any) -> Verdict:
     runs = [a_run(run, "both runs") for run in (with_event_idx, without)]
     (old, new), (first, then) = ([run.counters[name] / run.ios * 1000 for run in runs] for name in ("kicks", "interrupts"))
-    truth = "same" if abs(new - old) <= 0.1 * old else "more" if new > old else "fewer"
+    truth = trend(old, new)
     said = f"{truth.capitalize()}: {old:,.0f} kicks for 1,000 I/Os, then {new:,.0f}. Interrupts: {first:,.0f}, then {then:,.0f}."
     why = "A flag says yes or no until it is changed. An event word says which buffer is worth a kick, and is spent by it."
     return (right if guess == truth else wrong)(f"{said} {why}")
@@ -212,7 +200,7 @@ def packed_state(state: Any) -> Verdict:
         for avail in (0, 1):
             for used in (0, 1):
                 flags = DescFlag.WRITE | PACKED_AVAIL * avail | PACKED_USED * used
-                found = _tried(state, int(flags), wrap)
+                found = tried(state, int(flags), wrap)
                 if (still := _still_open(found)) is not None:
                     return still
                 truth = "available" if (avail == wrap) and used != wrap else "used" if avail == used == wrap else "neither"

@@ -24,7 +24,19 @@ from ..errors import ConfigError
 
 __all__ = ["Checks", "NoSuchQuestion", "Prediction", "Question", "Verdict", "Wrong", "check", "prediction", "question", "right", "wrong"]
 
-_CHAPTERS = ("chapter_00", "chapter_01", "device_stages", "chapter_02", "driver_stages", "chapter_05", "zoo.judge", "chapter_08")
+_CHAPTERS = (
+    "chapter_00",
+    "chapter_01",
+    "device_stages",
+    "chapter_02",
+    "driver_stages",
+    "chapter_04",
+    "interrupt_stages",
+    "chapter_05",
+    "chapter_06",
+    "zoo.judge",
+    "chapter_08",
+)
 
 
 @dataclass(frozen=True)

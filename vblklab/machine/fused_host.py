@@ -206,7 +206,7 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                             continue
                         if op.segments is not segments:
                             op.segments = request.data = segments
-                            request.chain.writable = [] if kind else segments
+                            request.writable = [] if kind else segments
                             op.length = request.length = half & 0xFFFFFFFF
                         op.op = request.type = kind
                         op.sector = request.sector = sector

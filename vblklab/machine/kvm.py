@@ -19,6 +19,7 @@ from typing import Any
 from ..errors import ConfigError, KvmExit, NotHere
 from ..kvm import check_wire
 from ..kvm import host as kvm_host
+from ..kvm.bare import BareGuest
 from ..kvm.guest import FIRST_MSI_GSI, GSI, LINE_EDGE, LINE_LEVEL, GuestClock, PayloadVm
 from ..kvm.payload import ISR_VECTOR, LINE_VECTOR, MSI_VECTORS, REGISTERS_GPA, SENT_AT, SENT_STRIDE, Mail
 from ..kvm.vcpu import MmioExit
@@ -61,7 +62,10 @@ class KvmMachine(LiveMachine):
     def __repr__(self) -> str:
         more = f", idle={self.idle!r}" if self.idle != "hlt" else ""
         more += f", poll_us={self.poll_us:g}" if self.poll_us else ""
+        more += f", cpus={self.cpus}" if self.cpus else ""
         return f"KvmMachine(device={self.device!r}{more})"
+
+    real_sides = (BareGuest.kind,)
 
     def boot(self, recipe: Recipe) -> KvmVm:
         """Make the VM, start the device's half, let the driver probe it through the vCPU, and stand before the first I/O."""
@@ -72,6 +76,10 @@ class KvmMachine(LiveMachine):
         works, why, gain = kvm_host.found()
         if not works:
             raise NotHere(why, f"{gain}; SimMachine (L0) and LiveMachine (L2) work without it")
+        if recipe.guest is not None:
+            from .bare import BareVm
+
+            return BareVm(self, recipe)
         return KvmVm(self, recipe)
 
 
@@ -423,7 +431,8 @@ class KvmVm(LiveVm):
         guest = self.guest
         if isinstance(self.bus, _PciBus):
             self.bus.left = lambda: int(guest.mail[Mail.SEEN] != self._raised())
-        self._drift_ns = self._clock.drift_ns(guest.clock())
+        self._later = guest.clock()
+        self._drift_ns = self._clock.drift_ns(self._later)
         deadline = time.monotonic() + _DRAIN_S
         while guest.take_pending() or guest.mail[Mail.SEEN] != self._raised():  # what was sent after the last I/O was reaped
             if time.monotonic() > deadline:
@@ -454,6 +463,9 @@ class KvmVm(LiveVm):
     def _more_counters(self) -> dict[str, int]:
         return self._counters
 
+    def _idles(self) -> str:
+        return f"idles by {self.machine.idle}"  # type: ignore[attr-defined]
+
     def _title(self) -> str:
         kvm = self.recipe.kvm
         return f"KvmMachine (real KVM) · {kvm.kick} + {kvm.call}"
@@ -462,7 +474,7 @@ class KvmVm(LiveVm):
         clock = self._clock
         return {
             "kvm": kvm_host.flavour() + (", which emulates ring 0" if kvm_host.emulates() else ""),
-            "vCPU": f"one, payload in 32-bit mode, idles by {self.machine.idle}",  # type: ignore[attr-defined]
+            "vCPU": f"one, payload in 32-bit mode, {self._idles()}",
             "interrupt delivery": "by the processor (APICv or AVIC): vcpu_irq_injections is no count of them"
             if kvm_host.apicv()
             else "injected by KVM: vcpu_irq_injections = taken + spurious, and one more for each entry that was cancelled",

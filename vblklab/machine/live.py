@@ -20,6 +20,7 @@ from ..guest.fio import FioTask
 from ..kvm import NO_ROOM, check_wire, vectors_of
 from ..memory import GuestMemory, GuestPages
 from ..peer.process import wait_or_kill
+from ..stats import JobStat
 from ..trace.correlate import Correlator
 from ..trace.run import Run, TraceEvent
 from ..transport import MmioTransport, Pci, PciTransport
@@ -38,12 +39,21 @@ from .live_device import (
 )
 from .loop import LiveLoop, LogEntry
 
-__all__ = ["LiveMachine", "LiveVm", "live_missing"]
+__all__ = ["LiveMachine", "LiveVm", "check_cpus", "live_missing"]
 
 Steps = Generator[Any, int, Any]
 _TRACE_KEPT = 4000
 _TICK_S = 0.2
 _START_S = 60.0
+
+
+def check_cpus(cpus: tuple[int, int]) -> None:
+    """ConfigError unless these are two CPUs that this process may use; one may be named twice."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if not isinstance(cpus, tuple) or len(cpus) != 2 or not set(cpus) <= allowed:
+        raise ConfigError(
+            f"cpus={cpus!r}", f"give the driver's and the device's, of {', '.join(map(str, sorted(allowed))) or 'a Linux host'}"
+        )
 
 
 def live_missing() -> str:
@@ -61,6 +71,7 @@ class LiveMachine:
     ``poll_us`` lets the device look for work that long before it sleeps (QEMU: poll-max-ns); ``stall_s`` is how long no I/O may
     complete before the run is given up.  ``trace=False`` measures without logging trace points, and lets a device whose steps
     are as they were written take the batch path; ``fast`` "auto" compiles that path's loop if numba is there, "off" does not.
+    ``cpus=(0, 1)`` keeps the driver's thread to the first CPU and the device's to the second while the machine lives.
     """
 
     def __init__(
@@ -72,6 +83,7 @@ class LiveMachine:
         stall_s: float = 20.0,
         iolog: bool = False,
         fast: str = "auto",
+        cpus: tuple[int, int] | None = None,
     ) -> None:
         if device not in ("process", "thread"):
             raise ConfigError(f"LiveMachine device={device!r}", "choose 'process' or 'thread'")
@@ -79,7 +91,10 @@ class LiveMachine:
             raise ConfigError(f"LiveMachine poll_us={poll_us}, stall_s={stall_s}", "poll_us is 0 or more, stall_s above 0")
         if fast not in ("auto", "off"):
             raise ConfigError(f"LiveMachine fast={fast!r}", "choose 'auto' or 'off'")
+        if cpus is not None:
+            check_cpus(cpus)
         self.device = device
+        self.cpus = cpus
         self.fast = fast
         self.poll_us = poll_us
         self.trace = trace
@@ -88,6 +103,7 @@ class LiveMachine:
 
     def __repr__(self) -> str:
         more = f", poll_us={self.poll_us:g}" if self.poll_us else ""
+        more += f", cpus={self.cpus}" if self.cpus else ""
         return f"LiveMachine(device={self.device!r}{more})"
 
     def boot(self, recipe: Recipe) -> LiveVm:
@@ -114,6 +130,7 @@ class LiveVm:
         self._error: BaseException | None = None
         self._result: tuple[list[LogEntry] | None, dict[str, int]] | None = None
         try:
+            self._keep_to_cpus()
             self._build()
             self._boot()
         except BaseException:
@@ -125,6 +142,13 @@ class LiveVm:
         return list(self._explanation)
 
     # -- building --------------------------------------------------------------------------------------------------------
+
+    def _keep_to_cpus(self) -> None:
+        """This thread, and the threads that it starts, to the first of the machine's CPUs."""
+        if self.machine.cpus is not None:
+            before = os.sched_getaffinity(0)
+            self._closers.append(lambda: os.sched_setaffinity(0, before))
+            os.sched_setaffinity(0, {self.machine.cpus[0]})
 
     def _build(self) -> None:
         recipe, machine = self.recipe, self.machine
@@ -247,8 +271,12 @@ class LiveVm:
             self._closers.append(short_turns())
             self._thread = threading.Thread(target=device_main, args=(setup,), name="vblklab device", daemon=True)
             self._thread.start()
+            number = self._thread.native_id
         else:
             self._start_process(setup)
+            number = self._child.pid if self._child is not None else None
+        if self.machine.cpus is not None and number is not None:
+            os.sched_setaffinity(number, {self.machine.cpus[1]})
         self._control.settimeout(max(_START_S, self.machine.stall_s))
         message = self._receive()
         self._control.settimeout(self.machine.stall_s)
@@ -275,6 +303,16 @@ class LiveVm:
         if not self.driver.queues:
             raise ConfigError("there is no device: DeviceID reads 0", "a block device's device_id is 2")
         self.iolog: list[tuple[int, int, int, int, int]] | None = [] if self.machine.iolog else None
+        self._start_app()
+        if self.loop.log is not None:
+            self.loop.log.clear()
+        self._booted_ns = time.perf_counter_ns()
+        self.driver.interrupts = 0
+        for task in self.tasks:
+            task.wake = self.loop.add(f"guest {task.job.name}.{task.number}", task.run(), task=True).notify
+
+    def _start_app(self) -> None:
+        """Put the application on the disk that the driver has found."""
         vcpus = default_vcpus(self.recipe)
         self.tasks: list[FioTask] = self.recipe.app.start(
             self.pages,
@@ -284,12 +322,6 @@ class LiveVm:
             poll=self.driver.poll_queue if self.driver.poll else None,
             log=self.iolog,
         )
-        if self.loop.log is not None:
-            self.loop.log.clear()
-        self._booted_ns = time.perf_counter_ns()
-        self.driver.interrupts = 0
-        for task in self.tasks:
-            task.wake = self.loop.add(f"guest {task.job.name}.{task.number}", task.run(), task=True).notify
 
     # -- running ---------------------------------------------------------------------------------------------------------
 
@@ -451,11 +483,19 @@ class LiveVm:
     def _more_counters(self) -> dict[str, int]:
         return {}
 
+    def _jobs(self) -> list[JobStat]:
+        return [task.stat for task in self.tasks]
+
+    def log(self) -> list[LogEntry]:
+        """Of a machine that has run: the trace points of both halves as they were yielded, in the order of time, without the boot."""
+        device_log = self._result[0] if self._result is not None else None
+        log = sorted([*(self.loop.log or ()), *(device_log or ())], key=lambda entry: entry[0])
+        return [entry for entry in log if entry[0] >= self._booted_ns]  # the device's half logged its own boot
+
     def _run_of(self, interrupted: bool) -> Run:
         assert self._result is not None
-        device_log, device_counters = self._result
-        log = sorted([*(self.loop.log or ()), *(device_log or ())], key=lambda entry: entry[0])
-        log = [entry for entry in log if entry[0] >= self._booted_ns]  # the device's half logged its own boot
+        device_counters = self._result[1]
+        log = self.log()
         correlator = Correlator()
         window = 0
         for now, _, ev in log:
@@ -484,7 +524,7 @@ class LiveVm:
             },
             recipe=self.recipe,
             notes=self.notes,
-            jobs=[task.stat for task in self.tasks],
+            jobs=self._jobs(),
             correlator=correlator,
             counters={
                 "kicks": self.driver.kicks,

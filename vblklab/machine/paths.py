@@ -54,6 +54,9 @@ def choose(vm: Any) -> Iterator[Choice]:
     drive = getattr(vm._host_stack.driver, "drive", None)
     host_parts = (*engine_parts, drive, getattr(drive, "service", None))
     general = None if vm.machine.fast == "auto" else f"SimMachine(fast={vm.machine.fast!r})"
+    general = general or (
+        None if vm.machine.shape is None else f"in the shape of {vm.machine.shape.name}: its kick and call are not QEMU's"
+    )
     general = general or ("guest memory does not begin at address 0" if vm.memory.base else None)
     general = general or ("a zoned disk: its zones are asked about every request" if vm.device.zoned is not None else None)
     if any(context.started and type(context) is not Fused for context in vm.task_contexts):

@@ -22,6 +22,7 @@ from ..trace.correlate import Correlator
 from ..trace.run import Run, TraceEvent
 from .base import Recipe, build_run, default_vcpus, deferred_interrupt, fresh, fresh_device, memory_bytes
 from .costs import CostTable
+from .like import NO_HOST, shape_of
 from .observe import Observer, Seen, trace_event
 from .paths import Choice, choose, fuse
 from .sched import Context, Cpu, Scheduler
@@ -41,7 +42,8 @@ class SimMachine:
     ``seed`` decides the drive's spread and, with ``interleave="random"``, a random but repeatable order of contexts.
     ``costs`` is a CostTable (default: published figures); ``trace`` records the first so many trace points (``True``: all);
     ``iolog=True`` keeps the list of I/Os in the order of issue.  ``fast`` "auto" runs contexts whose parts nobody has changed in a
-    fused form, with the same times, bytes and trace; "off" never does.
+    fused form, with the same times, bytes and trace; "off" never does.  ``like=vb.KvmMachine()`` or ``vb.LiveMachine()`` simulates
+    that machine instead of QEMU, with the rows of ``costs`` that ``vb.calibrate()`` measured on it.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class SimMachine:
         trace: int | bool = 4000,
         iolog: bool = False,
         fast: str = "auto",
+        like: Any = None,
     ) -> None:
         if interleave not in ("cost", "random"):
             raise ConfigError(f"interleave={interleave!r}", "choose 'cost' or 'random'")
@@ -66,9 +69,14 @@ class SimMachine:
         self.trace = trace
         self.iolog = iolog
         self.fast = fast
+        self.like = like
+        self.shape = None if like is None else shape_of(like)
+        if self.shape is not None:
+            self.costs = self.shape.costs(self.costs)
 
     def __repr__(self) -> str:
         more = ", interleave='random'" if self.interleave == "random" else ""
+        more += f", like={self.like!r}" if self.like is not None else ""
         return f"SimMachine(seed={self.seed}{more})"
 
     def boot(self, recipe: Recipe) -> SimVm:
@@ -102,30 +110,33 @@ class SimVm:
     # -- building --------------------------------------------------------------------------------------------------------
 
     def _build(self, rng: random.Random) -> None:
-        recipe, sched = self.recipe, self.scheduler
+        recipe, sched, shape = self.recipe, self.scheduler, self.machine.shape
         kvm = recipe.kvm
+        if shape is not None:
+            shape.check(recipe)
+            self.notes += shape.notes(recipe)
         vcpus = default_vcpus(recipe)
         self.vcpus = [Cpu(f"vCPU {i}") for i in range(vcpus)]
         self.device = fresh_device(recipe, vcpus)
         need = memory_bytes(recipe, self.device.num_queues, self.device.seg_max, recipe.queue.size)
         self.memory = GuestMemory(memoryview(mmap.mmap(-1, need)))  # pages, as the disk's: copies are slow where only one side is aligned
         self.pages = GuestPages(self.memory, 0x1000)
-        self._wire = wire(recipe, self.memory, self.device, sched, vcpus, self._wake_vcpu, self._wake_main_loop)
+        make = wire if shape is None else shape.wire
+        self._wire = make(recipe, self.memory, self.device, sched, vcpus, self._wake_vcpu, self._wake_main_loop)
         self.registers, self._bus, self.transport, self._interrupt = self._wire[:4]
 
-        thread = "iothread" if kvm.has_iothread else "main loop"
+        own_thread = kvm.has_iothread or shape is not None
+        thread = "iothread" if own_thread else "main loop"
         device_cpu = Cpu(thread)
-        main_cpu = device_cpu if not kvm.has_iothread else Cpu("main loop")
+        main_cpu = Cpu("main loop") if own_thread else device_cpu
         self._device_context = sched.add(thread, device_cpu, self._start_device(), wake_ns=self._ns("wake:device"))
         wake_device = self._device_context.notify
 
         if self._wire.main_loop:
-            self._main_loop = sched.add("main loop", main_cpu, self._interrupt.main_loop(), wake_ns=self._ns("wake:device"))
+            wake_ns = self._ns("wake:main-loop" if "wake:main-loop" in self._costs else "wake:device")
+            self._main_loop = sched.add("main loop", main_cpu, self._interrupt.main_loop(), wake_ns=wake_ns)
 
-        engine = fresh(recipe.engine) if recipe.engine is not None else Simulated()
-        self._host_stack = self._host_side(rng, wake_device)
-        engine.attach(self._host_stack, self.store, self._wake_engine)
-        self.engine = engine
+        engine = self.engine = self._attached_engine(rng, wake_device)
         self.device.attach(engine, self.store.size >> 9, read_only=self.store.read_only, notify=self._interrupt.notify, wake=wake_device)
         self.device.on_reset_done = self.registers.reset_done
         self.device.on_needs_reset = self.registers.needs_reset
@@ -145,9 +156,23 @@ class SimVm:
             for cpu, interrupts in zip(self.vcpus, self._wire.handlers, strict=False)
         ]
 
+    def _attached_engine(self, rng: random.Random, wake_device: Callable[[], None]) -> Any:
+        """The engine over the host's block layer; in the shape of a live machine over the store alone."""
+        recipe, shape = self.recipe, self.machine.shape
+        if shape is not None:
+            self._host_stack: Any = NO_HOST
+            timed = shape.engine(recipe, self._costs)
+            timed.attach(None, self.store, self._wake_engine)
+            return timed
+        self._host_stack = self._host_side(rng, wake_device)
+        engine = fresh(recipe.engine) if recipe.engine is not None else Simulated()
+        engine.attach(self._host_stack, self.store, self._wake_engine)
+        return engine
+
     def _start_device(self) -> Any:
         """The device's context begins with its first notification, when everything is attached."""
-        yield from self.device.run()
+        shape = self.machine.shape
+        yield from self.device.run() if shape is None else shape.device(self.device.run())
 
     def _ns(self, key: str) -> float:
         return self._costs.number(key)
@@ -369,14 +394,14 @@ class SimVm:
         kvm = self.recipe.kvm
         costs = {key: self._costs.of_event(key) for key in EVENTS}
         return build_run(
-            title=f"SimMachine (simulated) · {kvm.kick}/{kvm.call} · iodepth {self.recipe.app.depth}",
+            title=f"SimMachine (simulated{self._as()}) · {kvm.kick}/{kvm.call} · iodepth {self.recipe.app.depth}",
             rung="L0 simulated",
             simulated=True,
             provenance={
                 "machine": repr(self.machine),
                 "rung": "L0 simulated",
                 "kvm": "none: KVM is simulated",
-                "cost table": f"{self._costs.name} (data/costs, sources in data/published)",
+                "cost table": self._costs.origin,
                 "seed": str(self.machine.seed),
                 "tracing": f"first {len(self._observer.recorded):,} trace points kept; step times of {self.correlator.matched:,} I/Os",
                 "probe cost": "none: tracing takes no simulated time",
@@ -403,6 +428,10 @@ class SimVm:
             interrupted=interrupted,
             iolog=self.iolog,
         )
+
+    def _as(self) -> str:
+        shape = self.machine.shape
+        return "" if shape is None else f" as {shape.name}"
 
     def _check_open(self) -> None:
         if self._closed:

@@ -102,9 +102,17 @@ class SplitLayout(NamedTuple):
             memory.view(gpa, length)
 
 
-@cache
+_KEPT = 130
+"""Entries of the longest table whose structure is kept: the driver chooses the lengths, and must not choose how much is kept."""
+
+
 def _table(entries: int) -> Struct:
     """A whole indirect table as one structure."""
+    return _kept_table(entries) if entries <= _KEPT else Struct("<" + "QIHH" * entries)
+
+
+@cache
+def _kept_table(entries: int) -> Struct:
     return Struct("<" + "QIHH" * entries)
 
 

@@ -118,7 +118,7 @@ class Run:
 
     @property
     def kinds(self) -> dict[str, str]:
-        """What each step's time is: simulated, python, kernel/hardware or mixed; qemu (its own code); emulated (a guest under TCG)."""
+        """What each step's time is: simulated, python, kernel/hardware or mixed; qemu (its own code); emulated (a guest whose CPU is)."""
         if self.simulated:
             return {step.name: "simulated" for step in STEPS}
         kinds = {}

@@ -6,17 +6,19 @@ Every function takes one or several Runs and returns a ``plotly.graph_objects.Fi
 
 from __future__ import annotations
 
+from . import quick_plotly  # noqa: F401  # first of all
 from .compare import compare
 from .export import Exported, export
 from .lanes import lanes
 from .latency import latency
 from .path_map import path_map
 from .runs import RunLike, caption
+from .spread import spread
 from .sweep import sweep
 from .waterfall import waterfall
 from .widget import Explorer, FigureWidget, explore
 
 __all__ = [
     "Explorer", "Exported", "FigureWidget", "RunLike", "caption", "compare", "explore", "export", "lanes", "latency", "path_map",
-    "sweep", "waterfall",
+    "spread", "sweep", "waterfall",
 ]

@@ -236,7 +236,7 @@ def python_part(run: RunLike, step: str) -> float | None:
 
 
 def emulated(run: RunLike) -> list[str]:
-    """The steps whose time a CPU spent that QEMU emulates (TCG): it says nothing about hardware."""
+    """The steps whose time an emulated CPU spent (QEMU's TCG, a KVM that emulates ring 0): it says nothing about hardware."""
     return [step for step, kind in run.kinds.items() if kind == "emulated"]
 
 
@@ -248,7 +248,7 @@ def parts_of(run: RunLike) -> list[tuple[str, list[float]]]:
     python = [python_part(run, step.name) or 0.0 for step in STEPS]
     alien = [float(step.name in slow) for step in STEPS]
     plain = [1 - a - b for a, b in zip(python, alien, strict=True)]
-    found = [("kernel and hardware", plain), ("Python", python if has_python([run]) else []), ("emulated by TCG", alien if slow else [])]
+    found = [("kernel and hardware", plain), ("Python", python if has_python([run]) else []), ("by an emulated CPU", alien if slow else [])]
     return [(name, shares) for name, shares in found if shares]
 
 
@@ -283,7 +283,7 @@ def _one(run: RunLike) -> str:
         if facts.get(key) and f"{key}=" not in facts.get("machine", ""):
             parts.append(form.format(facts[key]))
     if slow := emulated(run):
-        parts.append(f"{', '.join(slow)} are times of an emulated CPU (QEMU's TCG)")
+        parts.append(f"{', '.join(slow)} are times of an emulated CPU")
     return " · ".join(parts + _state(run))
 
 

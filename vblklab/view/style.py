@@ -91,7 +91,7 @@ def dots(colours: Sequence[str]) -> dict[str, Any]:
         shape=".", fillmode="replace", fgcolor=list(colours), bgcolor=[tint(c, 0.25) for c in colours], size=5, solidity=0.4))
 
 
-MARKERS = {"Python": hatch, "emulated by TCG": dots}
+MARKERS = {"Python": hatch, "by an emulated CPU": dots}
 """How whose time is drawn; all else is plain."""
 
 
@@ -149,7 +149,7 @@ def finish(
     text = head + sub
     head_px = 14 + 25 * len(text)
     title_px = 16 if len(text) == 1 else 29  # plotly.js lifts a title of several lines by about half a line
-    runs_px, kinds_px = _legend_px(draft)
+    runs_px, kinds_px = _legend_px(draft, WIDTH - left - right)
     top = head_px + runs_px + kinds_px + (14 if runs_px or kinds_px else 8) + (24 if y_title else 0)
     bottom = axis_px + 17 * len(small) + (12 if small else 0)
     height = top + plot_px + bottom
@@ -177,9 +177,12 @@ def finish(
     return go.Figure(data=draft.traces, layout=layout)
 
 
-def _legend_px(draft: Draft) -> tuple[int, int]:
-    """The heights of the two legends: one row for each run, and as many rows of kinds as their names need."""
+def _legend_px(draft: Draft, room: int) -> tuple[int, int]:
+    """The heights of the two legends: one row for each run, and as many rows of kinds as their names need.
+
+    ``room`` is the plot's width: plotly.js gives a legend above the plot no more, wherever it begins.
+    """
     shown = [trace for trace in draft.traces if trace.get("showlegend", True)]
     widths = [text_px(trace["name"], TEXT_PX - 1) + 48 for trace in shown if trace.get("legend") == "legend2"]
-    columns = len(widths) if sum(widths) < WIDTH - EDGE else int((WIDTH - EDGE) // max(widths, default=1))
+    columns = len(widths) if sum(widths) < room else int(room // max(widths, default=1))
     return 22 * (len(shown) - len(widths)), 22 * -(-len(widths) // max(1, columns))

@@ -18,7 +18,7 @@ __all__ = ["waterfall"]
 
 LEFT, RIGHT = 286, 60  # JupyterLab beside its file browser shows some 40 pixels less than the whole figure
 MOST_LABELLED = 4
-_LOOKS = {"Python": "hatched", "emulated by TCG": "dotted"}
+_LOOKS = {"Python": "hatched", "by an emulated CPU": "dotted"}
 _COLUMNS = ["step", "part", "run", "which", "duration", "start"]
 
 
