@@ -9,7 +9,6 @@ from typing import Any
 
 from ..events import EVENTS, GROUPS, STEPS, expand
 from ..trace.correlate import Correlator
-from ..trace.kernel import KERNEL
 from ..trace.run import TraceEvent
 from .loop import LogEntry
 
@@ -17,14 +16,6 @@ __all__ = ["LiveLog", "probe_cost_ns"]
 
 _TRACE_KEPT, _KERNEL_TRACE_KEPT = 4_000, 20_000
 _LANES = {"kvm": "KVM", "host-stack": "host", "host-driver": "host", "disk": "disk"}
-_LEAVES = frozenset(
-    [
-        *("kvm_userspace_exit", "kvm_entry", "kvm_apic_accept_irq", "kvm_set_irq", "kvm_msi_set_irq", "kvm_eoi"),
-        *("host:sys_exit_preadv64", "host:block_rq_complete", "host:block_bio_complete"),
-    ]
-)
-"""Points behind which the kernel has nothing more to do for the run that it would report: a bar ends there."""
-_HANDLER = frozenset(["vcpu:irq_handler_entry"])
 
 
 @dataclass(frozen=True)
@@ -73,8 +64,6 @@ class LiveLog:
             for key, *args in expand(ev):
                 lane = _LANES.get(EVENTS[key].room, "iothread" if number >= 1000 else "vCPU 0") if key in EVENTS else name
                 events.append(TraceEvent(now, name, lane, key, tuple(args)))
-            if ev[0] in (_LEAVES if number >= KERNEL else _HANDLER):
-                events.append(TraceEvent(now, name, lane, "wait", ()))
         return events
 
 

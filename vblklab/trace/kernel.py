@@ -14,7 +14,7 @@ from typing import Any
 
 from .ftrace import Record
 
-__all__ = ["KERNEL", "KVM_EVENTS", "READS", "WRITES", "Kernel", "KernelJoin", "join_kernel", "kernel_points"]
+__all__ = ["KERNEL", "KVM_EVENTS", "READS", "WRITES", "Kernel", "KernelJoin", "join_kernel", "kernel_points", "leaves"]
 
 LogEntry = tuple[int, int, Any]
 KERNEL = 2000
@@ -32,6 +32,21 @@ _READ_MMIO, _WRITE_MMIO = 1, 2  # KVM_TRACE_MMIO_READ, KVM_TRACE_MMIO_WRITE
 _EXIT_MMIO, _EXIT_INTR = 6, 10
 _WORKERS = frozenset(["kvm_set_irq", "kvm_msi_set_irq", "kvm_apic_accept_irq"])
 _INTERRUPTS = frozenset(["irq_handler_entry", "block_rq_complete", "block_bio_complete"])
+
+
+_IN_KERNEL, _IN_INTERRUPT = ", in the kernel", "interrupt, CPU "
+_LAST = frozenset(
+    [
+        *("kvm_userspace_exit", "kvm_entry", "kvm_apic_accept_irq", "kvm_set_irq", "kvm_msi_set_irq", "kvm_eoi"),
+        *("host:sys_exit_preadv64", "host:block_rq_complete", "host:block_bio_complete"),
+    ]
+)
+
+
+def leaves(key: str, context: str) -> bool:
+    """Whether this is the last that the kernel reports for the run, so that it does something else until the context's next point."""
+    in_kernel = context.endswith(_IN_KERNEL) or context.startswith(_IN_INTERRUPT)
+    return key in _LAST if in_kernel else key == "vcpu:irq_handler_entry"
 
 
 @dataclass(frozen=True)
@@ -182,10 +197,10 @@ class _Join:
     def _context(self, record: Record) -> int:
         """Who was in the kernel: a thread, or whatever CPU took the drive's interrupt."""
         if record.name in _INTERRUPTS:
-            name = f"interrupt, CPU {record.cpu}"
+            name = f"{_IN_INTERRUPT}{record.cpu}"
         else:
             who = self.kernel.threads.get(record.pid) or f"{record.task or 'thread'} {record.pid}"
-            name = f"{who}, in the kernel"
+            name = f"{who}{_IN_KERNEL}"
         number = self._numbers.setdefault(name, KERNEL + len(self._numbers))
         self.names[number] = name
         return number
