@@ -25,7 +25,7 @@ from vblklab.kvm.bare_payload import REQUEST, Ctl
 from vblklab.memory import GuestMemory, GuestPages
 from vblklab.ring import SplitLayout
 
-COUNT, TURNS, SIZE = 3_000, 5, 1 << 20
+COUNT, TURNS, SIZE = 2_000, 5, 1 << 20
 RING = 256
 
 

@@ -116,6 +116,18 @@ def test_there_is_no_helper_where_there_is_one_cpu(image: Path, monkeypatch: pyt
     assert Helper(loops()[1]).start() == 0 and not helpers()
 
 
+@pytest.mark.parametrize(("where", "error"), [(os, OSError(24, "")), (threading.Thread, RuntimeError("can't start new thread"))])
+def test_a_helper_that_cannot_be_started_is_done_without(where: Any, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise error
+
+    helper = Helper(loops()[1])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(where, "eventfd" if where is os else "start", refuse)
+    assert helper.start() == 0 and not helpers()
+    helper.close()
+
+
 def test_the_helper_takes_chunks_by_itself_and_once_each(image: Path) -> None:
     """What it does while the ring's thread does nothing, as if that had been put aside."""
     import numpy as np

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +15,16 @@ from vblklab.kvm import bare_payload, payload
 from vblklab.kvm.bare import Requests
 from vblklab.kvm.bare_payload import REQUEST, SLOT, Ctl
 
+from .listing import listing, no_assembler
 
-@pytest.mark.skipif(shutil.which("as") is None or shutil.which("ld") is None, reason="no as and ld here; on Debian: apt install binutils")
+
+@pytest.mark.skipif(no_assembler(), reason="no as and ld here; on Debian: apt install binutils")
 def test_the_listing_reassembles_to_the_same_bytes(tmp_path: Path) -> None:
-    (tmp_path / "bare.s").write_text(f".global start\n{bare_payload.source()}\n")
-    subprocess.run(["as", "--32", "-msyntax=intel", "-mnaked-reg", "-o", "bare.o", "bare.s"], cwd=tmp_path, check=True)
-    link = ["ld", "-m", "elf_i386", "-Ttext", hex(bare_payload.BASE), "-e", "start", "--oformat", "binary", "-o", "bare.bin", "bare.o"]
-    subprocess.run(link, cwd=tmp_path, check=True)
-    assert (tmp_path / "bare.bin").read_bytes() == bare_payload.CODE
-
-
-def test_every_line_of_the_listing_stands_at_its_offset() -> None:
-    at = 0
-    for line in bare_payload.LISTING.splitlines():
-        assert int(line[:3], 16) == at
-        at += len(bytes.fromhex(line.split()[1]))
-    assert at == len(bare_payload.CODE) < bare_payload.TABLE_AT
+    assert listing(bare_payload, tmp_path) == bare_payload.LISTING
 
 
 def test_nothing_of_the_two_payloads_overlaps() -> None:
+    assert len(bare_payload.CODE) < bare_payload.TABLE_AT
     assert payload.WORDS_GPA + 4096 <= bare_payload.BASE
     assert bare_payload.BASE + bare_payload.IMAGE_BYTES <= payload.REGISTERS_GPA
     assert 4 * (max(Ctl) + 1) <= bare_payload.IMAGE_BYTES - bare_payload.CONTROL_AT

@@ -209,6 +209,8 @@ def test_gaps_are_counted_anew_after_each_end() -> None:
     assert len(vb.between(run, "vm_notify", "virtqueue_pop")) == 3
     assert len(vb.between(run, "virtqueue_pop", "virtqueue_pop")) == 2
     assert vb.between(run, "virtqueue_pop", "kvm_msi_set_irq") == []
+    assert len(vb.between(run, "kvm_mmio", "kvm_userspace_exit", at=0x50)) == 3
+    assert vb.between(run, "kvm_mmio", "kvm_userspace_exit", at=0x51) == []
     with pytest.raises(vb.ConfigError, match="no trace point 'kvm_nothing'"):
         vb.between(run, "kvm_nothing", "virtqueue_pop")
     run.trace = None

@@ -72,9 +72,14 @@ def test_an_ioeventfd_takes_the_stores_that_match(model: vb.Trap) -> None:
     assert model.run().reason == "KVM_EXIT_MMIO", "another size does not match"
 
 
-def test_the_model_has_no_times(model: vb.Trap) -> None:
-    with pytest.raises(vb.NotHere, match="no times"):
-        model.ring(3)
+def test_without_kvm_the_times_are_recorded_ones(model: vb.Trap) -> None:
+    slow = model.ring(2000)
+    assert len(slow) == 2000 and model.kicks() == 0
+    assert model.provenance.startswith("recorded: KVM: kvm_pvm") and "load" in model.provenance
+    model.ioeventfd(0x50)
+    fast = model.ring(5000)
+    assert len(fast) == 2000 == model.kicks()
+    assert sorted(fast)[1000] < sorted(slow)[1000]
 
 
 @pytest.mark.parametrize(

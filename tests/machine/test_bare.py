@@ -60,7 +60,7 @@ def test_every_combination_verifies_and_accounts_for_all(kvm: Any, event_idx: in
     job = dict(rw="randrw", bs=512, iodepth=depth, number_ios=ios, verify="crc32", randseed=depth)
     run = recipe(job, kvm=kvm, queue=vb.Split(128), driver=vb.VirtioBlkDriver(features=ALL & ~without)).run(thread())
     assert (run.ios, run.errors, run.mismatches) == (ios, 0, 0), run.jobs[0].mismatches
-    assert run.jobs[0].verified_ios > ios // 4
+    assert run.jobs[0].verified_ios > min(ios // 4, 1000)
     account(run.counters, kvm.kick)
 
 

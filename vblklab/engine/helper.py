@@ -34,12 +34,21 @@ class Helper:
 
         from . import share
 
-        self._words = words = np.zeros(share.WORDS + 8, np.int64)
+        words = np.zeros(share.WORDS + 8, np.int64)
         self._words = words = words[-words.ctypes.data % 64 // 8 :]  # on a line of the cache
-        self._fd = words[share.EVENT_FD] = os.eventfd(0, os.EFD_CLOEXEC)
-        self._thread = threading.Thread(target=self._loop, args=(words.ctypes.data,), name="vblklab large reads", daemon=True)
-        self._thread.start()
-        return int(words.ctypes.data)
+        place = int(words.ctypes.data)
+        thread = threading.Thread(target=self._loop, args=(place,), name="vblklab large reads", daemon=True)
+        try:
+            self._fd = words[share.EVENT_FD] = os.eventfd(0, os.EFD_CLOEXEC)
+        except OSError:  # no file descriptor is left: reads go on without help
+            return 0
+        try:
+            thread.start()
+        except RuntimeError:  # nor a thread
+            os.close(self._fd)
+            return 0
+        self._thread = thread
+        return place
 
     def close(self) -> None:
         """End the thread and wait for it."""

@@ -2,8 +2,9 @@
 
 It runs a list of requests that lies in guest memory (``REQUEST``) with no help from user space: it builds each request in a slot
 (``SLOT``), puts it on the ring, rings the doorbell, idles, takes the interrupt, walks the used ring, checks what was read, and stamps
-each request with the time stamp counter.  The control page (``Ctl``) says where everything is.  ``source()`` is what an assembler
-takes: names with ``c_`` are words of the control page, with ``r_`` and ``t_`` fields and times of a request, with ``s_`` of a slot.
+each request with the time stamp counter.  The control page (``Ctl``) says where everything is.  In ``source()``, what an assembler takes
+(`tests/kvm/listing.py`), names with ``c_`` are words of the control page, with ``r_`` and ``t_`` fields and times of a request, with ``s_``
+of a slot.
 
 As in `payload.py` nothing but ``hlt`` and ``spin`` runs with interrupts on, so the handler has nothing to go back to and needs no ``iret``.
 The two payloads share the mailbox's counts of doorbell stores and interrupts, so whoever runs, they add up.
@@ -31,7 +32,7 @@ PORT_BROKEN = 0x13
 
 
 class Ctl(IntEnum):
-    """The 32-bit words of the control page, as places in it.  All are set before the start; only STOP may be written during a run."""
+    """The 32-bit words of the control page, as places in it.  Set before the start; only STOP is written during a run."""
 
     STOP = 0  # submit nothing more
     NEXT, END, LOW = 1, 2, 3  # addresses in the list: the next request, its end, the first that is not done
@@ -72,9 +73,10 @@ SLOT = np.dtype(
         ("end", "<u4", 3),
     ]
 )
-"""One of iodepth slots: next free one, its request, and where head, descriptors, data, header and status byte are.
+"""One of iodepth slots: the next free one, its request, the head of its chain, where its descriptors and its buffer are; then the
+request's header and status byte themselves.
 
-``link`` is the upper half of its first descriptor's last word: flags NEXT, and the next descriptor.
+``link`` is what its first descriptor says after address and length: flags NEXT, and the next descriptor.
 """
 
 LISTING = """\
@@ -435,16 +437,16 @@ def _symbols() -> str:
 
 def source() -> str:
     """The assembler's input, in Intel syntax: names, then the listing without offsets and bytes."""
-    return _symbols() + "\n".join(line[_SOURCE_COLUMN:] for line in LISTING.splitlines())
+    return _symbols() + "\n".join(line[SOURCE_COLUMN:] for line in LISTING.splitlines())
 
 
-_SOURCE_COLUMN = 27
+SOURCE_COLUMN = 27
 CODE = b"".join(bytes.fromhex(line.split()[1]) for line in LISTING.splitlines())
 
 
 def offset_of(label: str) -> int:
     """Where ``label`` lies in ``CODE``."""
-    return next(int(line[:3], 16) for line in LISTING.splitlines() if line[_SOURCE_COLUMN:].startswith(f"{label}:"))
+    return next(int(line[:3], 16) for line in LISTING.splitlines() if line[SOURCE_COLUMN:].startswith(f"{label}:"))
 
 
 def image() -> bytes:

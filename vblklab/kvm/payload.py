@@ -1,6 +1,6 @@
 """The guest's payload: 32-bit machine code for flat protected mode, as bytes with the listing that they come from.
 
-Each line of ``LISTING`` is offset, bytes, and the source that they were assembled from (`tests/kvm/test_payload.py` does it
+Each line of ``LISTING`` is offset, bytes, and the source that they were assembled from (`tests/kvm/listing.py` does it
 again where there is an assembler).  It uses only what a KVM that emulates ring 0 can do: no ``iret``.  Interrupts are on
 in ``hlt``, ``poll`` and ``window`` alone, so a handler has nothing to go back to: it drops the frame and asks for the next op.
 
@@ -200,16 +200,16 @@ def _code() -> bytes:
 
 def source() -> str:
     """The assembler's input, in Intel syntax, without the offsets and bytes."""
-    return "\n".join(line[_SOURCE_COLUMN:] for line in LISTING.splitlines())
+    return "\n".join(line[SOURCE_COLUMN:] for line in LISTING.splitlines())
 
 
-_SOURCE_COLUMN = 27
+SOURCE_COLUMN = 27
 CODE = _code()
 
 
 def offset_of(label: str) -> int:
     """Where ``label`` lies in ``CODE``."""
-    return next(int(line[:3], 16) for line in LISTING.splitlines() if line[_SOURCE_COLUMN:].startswith(f"{label}:"))
+    return next(int(line[:3], 16) for line in LISTING.splitlines() if line[SOURCE_COLUMN:].startswith(f"{label}:"))
 
 
 _FLAT_CODE, _FLAT_DATA = 0x00CF9B00_0000FFFF, 0x00CF9300_0000FFFF

@@ -9,8 +9,10 @@ from .run import Run
 __all__ = ["between"]
 
 
-def between(run: Run, first: str, second: str) -> list[int]:
+def between(run: Run, first: str, second: str, *, at: int | None = None) -> list[int]:
     """ns from the earliest ``first`` to each ``second``, counted anew after every ``second``; of the points that the run kept.
+
+    ``at`` leaves only points whose first argument it is, such as the offset of a register.
 
     ConfigError for a key that is not declared, or a run that kept no trace.
     """
@@ -22,6 +24,8 @@ def between(run: Run, first: str, second: str) -> list[int]:
     gaps: list[int] = []
     since: int | None = None
     for event in run.trace:
+        if at is not None and event.args[:1] != (at,):
+            continue
         if event.key == second and since is not None:
             gaps.append(event.t_ns - since)
             since = None

@@ -6,7 +6,6 @@ Every function takes one or several Runs and returns a ``plotly.graph_objects.Fi
 
 from __future__ import annotations
 
-from . import quick_plotly  # noqa: F401  # first of all
 from .compare import compare
 from .export import Exported, export
 from .lanes import lanes
