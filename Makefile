@@ -9,7 +9,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 UV ?= uv
 FIRST_LAB := $(firstword $(wildcard labs/00_*.ipynb) labs)
-PYTEST_ARGS ?= -n 2 --dist loadgroup
+# A file stays with one worker, which makes its fixtures once.  In the order of the files: those with few tests may be the longest.
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 # A Python that was asked for by name gets a stamp of its own, so that asking for another one makes .venv again.
 ifeq ($(origin PYTHON),undefined)

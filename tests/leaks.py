@@ -71,13 +71,10 @@ def snapshot() -> Left:
 
 def left_since(before: Left) -> Left:
     """What is there now, was not there ``before`` and does not go away within a moment."""
-    left = _difference(before)
-    if not left:
-        return left
-    gc.collect()
     deadline = time.monotonic() + GRACE_S
     while (left := _difference(before)) and time.monotonic() < deadline:
         time.sleep(0.05)
+        gc.collect()  # each time: what a thread still held the last time may have become garbage
     return left
 
 

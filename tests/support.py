@@ -306,9 +306,10 @@ class Board:
         queues: int = 1,
         size: int = 8,
         memory_bytes: int = 1 << 18,
+        memory: GuestMemory | None = None,
         sectors: int = 2048,
     ) -> None:
-        self.memory = GuestMemory(bytearray(memory_bytes))
+        self.memory = GuestMemory(bytearray(memory_bytes)) if memory is None else memory
         self.device = VirtioBlkDevice() if device is None else device
         self.device.num_queues = queues
         self.store = LoggedStore(sectors << 9) if store is None else store

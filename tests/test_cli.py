@@ -502,3 +502,8 @@ def test_the_real_fio_takes_a_shipped_job(path: Path, tmp_path: Path) -> None:
 
 def test_there_are_three_shipped_jobs() -> None:
     assert [path.stem for path in JOBS] == ["randread", "seqread-128k", "verify"]
+
+
+def test_the_kernel_trace_is_for_the_live_machines(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", job, "--kernel-trace"]) == 2
+    assert "add --machine live or --machine kvm" in capsys.readouterr().err

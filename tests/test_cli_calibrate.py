@@ -79,7 +79,7 @@ def test_predict_runs_the_recipe_and_its_status_is_the_verdict(monkeypatch: pyte
     args = ["calibrate", "--predict", "job.fio", "--machine", "live", "--set", "kvm.kick=mmio-exit", "--out", "mine.csv"]
     assert cli.main([*args, "--rounds", "1", "--html", "run.html"]) == 0
     out = capsys.readouterr().out
-    assert "within 15% of the median" in out and "note: a note" in out and "wrote mine.csv\nwrote run.html\n" in out
+    assert "within 15 % of the median" in out and "note: a note" in out and "wrote mine.csv\nwrote run.html\n" in out
     assert asked[0].kvm.kick == "mmio-exit" and asked[0].app.jobs[0].number_ios == 20 and isinstance(asked[1], vb.LiveMachine)
     assert "<html>" in Path("run.html").read_text(encoding="utf-8")
     assert cli.main([*args, "--rounds", "3"]) == 1

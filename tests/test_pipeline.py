@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Generator
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -54,6 +55,12 @@ def test_a_part_in_the_wrong_place_is_named_with_an_example_of_the_right_one(par
 def test_an_unknown_part_is_refused_with_the_names_of_the_parts(name: str) -> None:
     with pytest.raises(vb.ConfigError, match=f"no part '{name}': the parts are app, iostack, driver, queue"):
         vb.Pipeline().replace(**{name: 1})
+    with pytest.raises(vb.ConfigError, match=f"no part '{name}': the parts are app, iostack, driver, queue"):
+        vb.Pipeline(**{name: 1})
+
+
+def test_the_constructor_still_shows_its_parts() -> None:
+    assert list(inspect.signature(vb.Pipeline).parameters)[:3] == ["app", "iostack", "driver"]
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from .peer.storage_daemon import StorageDaemon
     from .pipeline import Packed, Pipeline, Split
     from .trace.film import Film, film
+    from .trace.gaps import between
+    from .trace.imported import read_trace
     from .trace.run import Run
     from .transport import Mmio, Pci
     from .view import compare, explore, export, lanes, latency, path_map, spread, sweep, waterfall
@@ -119,6 +121,7 @@ _WHERE = {
     "WAIT": "events",
     "Wait": "events",
     "Zones": "device",
+    "between": "trace.gaps",
     "calibrate": "lab.calibrate",
     "check": "lab.check",
     "compare": "view",
@@ -135,6 +138,7 @@ _WHERE = {
     "path_map": "view",
     "predict": "lab.predict",
     "probe_log": "lab.driver_bench",
+    "read_trace": "trace.imported",
     "recorded": "machine.guest_run",
     "registers": "lab.bench",
     "scratch_image": "lab.chapter_08",

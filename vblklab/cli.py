@@ -163,6 +163,7 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", metavar="N", type=int, help="sim: another seed (default 1)")
     add_costs(parser)
     parser.add_argument("--thread", action="store_true", help="live: the device in a thread instead of a process of its own")
+    parser.add_argument("--kernel-trace", action="store_true", help="live and kvm: record the host kernel's events beside the run, as root")
     parser.add_argument(
         "--trace", metavar="N", type=_count, help="sim: keep the first N trace points (default 4000); live: 0 switches tracing off"
     )
@@ -200,6 +201,8 @@ def _recipe(args: argparse.Namespace) -> Pipeline:
 def _machine(args: argparse.Namespace) -> Any:
     costs = costs_of(args)
     if args.machine == "sim":
+        if args.kernel_trace:
+            raise ConfigError("--kernel-trace is for the live machines", "add --machine live or --machine kvm")
         if args.thread:
             raise ConfigError("--thread is for the live machines", "add --machine live or --machine kvm")
         from .machine.sim import SimMachine
@@ -213,7 +216,7 @@ def _machine(args: argparse.Namespace) -> Any:
     from .machine.live import LiveMachine
 
     machine = KvmMachine if args.machine == "kvm" else LiveMachine
-    return machine(device="thread" if args.thread else "process", trace=args.trace != 0)
+    return machine(device="thread" if args.thread else "process", trace=args.trace != 0, kernel_trace=args.kernel_trace)
 
 
 # -- vblk run ----------------------------------------------------------------------------------------------------------------
@@ -326,7 +329,7 @@ def _trace(args: argparse.Namespace) -> int:
     status = OK
     with contextlib.closing(_recipe(args).boot(_machine(args))) as vm:
         events: Iterable[TraceEvent]
-        if args.machine == "live":
+        if args.machine != "sim":
             run = _run_some(vm, args.ios)
             status = INTERRUPTED if run.interrupted else OK
             kept = [event for event in run.trace or () if event.key != "wait"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import html
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from .device import VirtioBlkDevice
 from .disk import ImageFile, Nvme, Ram
@@ -76,6 +78,29 @@ _RUNS_ON = {BareGuest.kind: "vb.KvmMachine()"}
 """The machine of a kind of side that VhostUserMachine does not run."""
 
 
+_Class = TypeVar("_Class", bound=type)
+
+
+def _names_parts(cls: _Class) -> _Class:
+    """An unknown part name given to the class is the same typed error as one given to ``replace``."""
+    init = vars(cls)["__init__"]
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **parts: Any) -> None:
+        _check_names(parts)
+        init(self, *args, **parts)
+
+    setattr(cls, "__init__", checked)  # noqa: B010
+    return cls
+
+
+def _check_names(parts: Iterable[str]) -> None:
+    for name in parts:
+        if name not in _PARTS:
+            raise ConfigError(f"no part {name!r}", f"the parts are {', '.join(_PARTS)}")
+
+
+@_names_parts
 @dataclass(frozen=True)
 class Pipeline:
     """Everything between an application and a disk.  ``boot(machine)`` builds it fresh, ``replace`` gives another recipe.
@@ -109,9 +134,7 @@ class Pipeline:
 
     def replace(self, **parts: Any) -> Pipeline:
         """Another recipe with these parts exchanged; an unknown part name is a ConfigError."""
-        for name in parts:
-            if name not in _PARTS:
-                raise ConfigError(f"no part {name!r}", f"the parts are {', '.join(_PARTS)}")
+        _check_names(parts)
         return dataclasses.replace(self, **parts)
 
     def set(self, assignment: str) -> Pipeline:

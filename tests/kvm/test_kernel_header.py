@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from vblklab.kvm import ioctl as abi
+from vblklab.spec import kvm_exit
 
 pytestmark = [
     pytest.mark.cc,
@@ -64,3 +66,22 @@ def test_every_structure_has_the_kernels_size_and_offsets(tmp_path: Path) -> Non
             wanted[f"offsetof(struct kvm_run, {member}.{field})"] = union + getattr(kind, field).offset
     answers = dict(zip(wanted, ask_c(tmp_path, list(wanted)), strict=True))
     assert answers == wanted
+
+
+@pytest.mark.parametrize(("file", "isa"), [("vmx.h", 1), ("svm.h", 2)])
+def test_every_exit_reason_has_the_kernels_name(file: str, isa: int) -> None:
+    text = next(Path("/usr/include").glob(f"*/asm/{file}")).read_text(encoding="utf-8")
+    numbers = {name: int(value, 0) for name, value in re.findall(r"#define (\w+)\s+(-?(?:0x)?[0-9a-fA-F]+)\s", text)}
+    names = re.findall(r"\{ *(\w+), *\"([^\"]+)\" *\}", text)
+    assert len(names) > 50
+    for symbol, name in names:
+        number = isa << 32 | numbers[symbol] & 0xFFFFFFFF
+        assert (kvm_exit.reason_name(number), kvm_exit.reason_number(name)) == (name, number)
+
+
+def test_every_reason_of_a_user_space_exit_has_the_kernels_name() -> None:
+    text = Path("/usr/include/linux/kvm.h").read_text(encoding="utf-8")
+    numbers = dict(re.findall(r"#define KVM_EXIT_(\w+)\s+(\d+)", text))
+    assert all(int(numbers[name]) == number for number, name in kvm_exit.USERSPACE.items())
+    assert kvm_exit.reason_name(6) == "MMIO" and kvm_exit.reason_name(1 << 32 | 0x80000021) == "INVALID_STATE"
+    assert kvm_exit.reason_name(2 << 32 | 0x777) == "0x777" and kvm_exit.reason_number("0x777") == 0x777

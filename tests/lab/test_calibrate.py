@@ -85,7 +85,7 @@ def test_a_prediction_adds_up_and_says_by_which_rule_it_holds(monkeypatch: pytes
     assert 0 < len(measured) <= 120 == report.measured.ios, "a stall of 0.1 s costs the row of an I/O"
     assert total.measured_ns == statistics.median((measured[:, -1] - measured[:, 0]).tolist())
     assert report.met is (abs(total.error) <= 0.15 or total.p25_ns <= total.model_ns <= total.p75_ns)
-    assert re.search(r"within 15% of the median$|but inside the measured p25 to p75, [\d., to]+ µs$|missed: ", report.verdict)
+    assert re.search(r"within 15 % of the median$|but inside the measured p25 to p75, [\d., to]+ µs$|missed: ", report.verdict)
     assert "randrw" in report.text() and "mmio-exit, ram, 3072 bytes" in report.text(), "another job, the other kick"
     assert report.verdict in report._repr_html_() and report.model.simulated and not report.measured.simulated
     figure = report.figure()
@@ -105,11 +105,16 @@ def _prediction(model_us: float, measured_us: list[float]) -> Prediction:
 @pytest.mark.parametrize(
     ("model_us", "measured_us", "met", "words"),
     [
-        (110, [90, 100, 120], True, r"predicted 110.0 µs an I/O, measured 100.0 µs \(median\): \+10.0%, within 15% of the median$"),
-        (85, [100, 100, 100], True, "-15.0%, within 15%"),
-        (70, [20, 40, 100, 160, 300], True, r"-30.0%, not within 15% of the median, but inside the measured p25 to p75, 40.0 to 160.0 µs$"),
-        (30, [20, 40, 100, 160, 300], False, r"-70.0%, missed: neither"),
-        (84, [100, 100, 100], False, "-16.0%, missed"),
+        (110, [90, 100, 120], True, r"predicted 110.0 µs an I/O, measured 100.0 µs \(median\): \+10.0 %, within 15 % of the median$"),
+        (85, [100, 100, 100], True, "-15.0 %, within 15 %"),
+        (
+            70,
+            [20, 40, 100, 160, 300],
+            True,
+            r"-30.0 %, not within 15 % of the median, but inside the measured p25 to p75, 40.0 to 160.0 µs$",
+        ),
+        (30, [20, 40, 100, 160, 300], False, r"-70.0 %, missed: neither"),
+        (84, [100, 100, 100], False, "-16.0 %, missed"),
     ],
 )
 def test_the_verdict(model_us: float, measured_us: list[float], met: bool, words: str) -> None:

@@ -227,14 +227,15 @@ def test_kvm_is_named_with_its_flavour(
 
 
 @linux_only
-def test_tracefs_is_not_mounted_mounted_or_readable(tmp_path: Path) -> None:
+def test_the_kernel_trace_needs_root_or_a_tracefs_that_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text("proc /proc proc rw 0 0\n")
-    assert doctor._tracefs(str(mounts)).why == "it is not mounted"
+    monkeypatch.setattr(doctor.os, "geteuid", lambda: 1000)
+    finding = doctor._tracefs(str(mounts))
+    assert not finding.available and "needs root (this is uid 1000)" in finding.why and "sudo" in finding.gain
+    (tmp_path / "instances").mkdir()
     mounts.write_text(f"tracefs {tmp_path} tracefs rw 0 0\n")
-    assert doctor._tracefs(str(mounts)).gain == "be root"
-    (tmp_path / "events").mkdir()
-    assert doctor._tracefs(str(mounts)) == Finding("tracefs", False, f"{tmp_path} is mounted and readable", used=False)
+    assert doctor._tracefs(str(mounts)).available
 
 
 # -- how it looks ------------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_a_load_stands_at_itself_until_it_is_answered(model: vb.Trap, size: int,
     first = model.run()
     assert not first.write and first.registers["rip"] == BASE + offset_of(f"load{size}")
     assert [mark for mark, *_ in first.around() if mark] == ["→*"]
-    assert "wanted: user space puts the answer here" in str(first)
+    assert "wanted: the answer goes here" in str(first)
     model.answer(0x1_74726976)
     assert model.run().registers["rax"] == seen
 
@@ -72,9 +72,14 @@ def test_an_ioeventfd_takes_the_stores_that_match(model: vb.Trap) -> None:
     assert model.run().reason == "KVM_EXIT_MMIO", "another size does not match"
 
 
-def test_the_model_has_no_times(model: vb.Trap) -> None:
-    with pytest.raises(vb.NotHere, match="no times"):
-        model.ring(3)
+def test_without_kvm_the_times_are_recorded_ones(model: vb.Trap) -> None:
+    slow = model.ring(2000)
+    assert len(slow) == 2000 and model.kicks() == 0
+    assert model.provenance.startswith("recorded: KVM: kvm_pvm") and "load" in model.provenance
+    model.ioeventfd(0x50)
+    fast = model.ring(5000)
+    assert len(fast) == 2000 == model.kicks()
+    assert sorted(fast)[1000] < sorted(slow)[1000]
 
 
 @pytest.mark.parametrize(

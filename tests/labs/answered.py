@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 
 from .jupyter_home import copy_labs, jupyter_env
-from .test_labs import LIMIT_S, errors_in, run
+from .test_labs import LIMIT_S, errors_in, run, shown_in
 
 __all__ = ["NO_KVM", "execute", "fill_in", "judged", "lab", "misjudged", "reference_answers"]
 
@@ -47,11 +47,7 @@ def execute(
     """Run it; the text that each cell shows."""
     asyncio.run(run(notebook, tmp_path / "labs", jupyter_env(tmp_path / "jupyter") | dict(env or {}), limit_s))
     assert not (wrong := errors_in(notebook)), "\n".join(wrong)
-    shown = {}
-    for cell in notebook.cells:
-        outputs = cell.get("outputs", [])
-        shown[cell.id] = "".join(one.get("text", "") or one.get("data", {}).get("text/plain", "") for one in outputs)
-    return shown
+    return shown_in(notebook)
 
 
 def misjudged(verdicts: Mapping[str, str]) -> dict[str, str]:

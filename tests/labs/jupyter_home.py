@@ -9,6 +9,7 @@ from pathlib import Path
 __all__ = ["LABS", "copy_labs", "jupyter_env"]
 
 LABS = Path(__file__).resolve().parents[2] / "labs"
+COMPILED = LABS.parent / ".cache" / "compiled"
 
 _FOLDERS = {
     "HOME": "home",
@@ -29,6 +30,7 @@ def jupyter_env(home: Path) -> dict[str, str]:
     for name, folder in _FOLDERS.items():
         (home / folder).mkdir(parents=True, exist_ok=True)
         env[name] = str(home / folder)
+    env["NUMBA_CACHE_DIR"] = str(COMPILED)  # compiling takes seconds, and is not what a lab shows
     return env
 
 

@@ -180,4 +180,19 @@ def test_the_log_of_a_simulated_machine_gives_its_costs_back(name: str, kick: st
     assert set(vb.EVENTS) <= rows.keys() and rows["block_split"].kind == "room default", "nothing published is left among them"
 
 
+def test_a_register_access_that_wakes_the_device_is_no_kick() -> None:
+    log: list[LogEntry] = [
+        (100, 0, ("vm_notify", 0)),
+        (140, -1, ("device:epoll_wait",)),
+        (141, -1, ("wait",)),
+        (150, 1000, ("virtio_queue_notify", 0)),
+        (160, 1000, ("wait",)),
+        (300, -1, ("device:epoll_wait",)),
+        (900, -1, ("device:epoll_wait",)),
+    ]
+    points = Points()
+    points.add(log)
+    assert points.by_key["device:epoll_wait"] == [10] and points.spans["kick"] == [40] and points.by_key["virtio_queue_notify"] == [10]
+
+
 _TRAP = ("exit", "mmio", "fast_mmio", "userspace_exit", "entry")

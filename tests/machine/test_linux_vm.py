@@ -10,7 +10,7 @@ import pytest
 
 import vblklab as vb
 
-pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guest")]
+pytestmark = pytest.mark.guest
 SIZE = 64 << 20
 
 

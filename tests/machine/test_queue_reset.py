@@ -163,3 +163,35 @@ def test_a_queue_is_reset_on_the_live_machine(queue: Any, transport: Any) -> Non
     assert (run.ios, run.errors, run.mismatches) == (400, 0, 0)
     assert ended == [None, 8, 64, None]
     assert vm.driver.queues[0].num_free == vm.driver.queues[0].size == 64
+
+
+@pytest.mark.parametrize("late_ns", [0, 5_000])
+@pytest.mark.parametrize("queue", QUEUES[::2], ids=repr)
+def test_a_restart_and_the_reset_of_a_queue_take_turns(queue: Any, late_ns: int) -> None:
+    """Both are walks over the same registers: the restart waits, a reset in the middle of a restart is refused."""
+    vm = boot(queue)
+    said: list[str] = []
+
+    def resets() -> Steps:
+        while vm.driver.failed is None and len(said) < 3:
+            yield vb.Wait(vm.now_ns + 30_000)
+            try:
+                yield from vm.driver.reset_queue(0, 8)
+                said.append("reset")
+            except vb.ConfigError as error:
+                assert "being restarted" in str(error)
+                said.append("refused")
+
+    def restarts() -> Steps:
+        while vm.driver._replaced is None:
+            yield vb.Wait(vm.now_ns + 1_000)
+        yield vb.Wait(vm.now_ns + late_ns)
+        yield from vm.driver.restart()
+        said.append("restarted")
+
+    vm.scheduler.add("reset", vm.vcpus[0], resets(), task=True).notify()
+    vm.scheduler.add("restart", vm.vcpus[1], restarts(), task=True).notify()
+    run = vm.run()
+    assert "restarted" in said and "reset" in said
+    assert run.ios == 500 and not run.mismatches and all(not task.in_flight for task in vm.tasks)
+    assert vm.driver.failed is None and vm.device.broken is None

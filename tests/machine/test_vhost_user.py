@@ -45,6 +45,14 @@ def test_the_same_recipe_on_three_machines() -> None:
     assert len({(run.ios, run.bytes) for run in runs}) == 1 and not any(run.errors or run.mismatches for run in runs)
 
 
+def test_what_a_connection_cannot_carry_is_said() -> None:
+    device = vb.VirtioBlkDevice(ring_reset=True, notification_data=True)
+    run = recipe(1, device=device, disk=vb.Ram(64 << 20)).run(vb.VhostUserMachine())
+    said = " ".join(run.notes)
+    assert "RING_RESET is not offered" in said and "NOTIFICATION_DATA is not offered" in said
+    assert "not offered" not in " ".join(recipe(1, disk=vb.Ram(64 << 20)).run(vb.VhostUserMachine()).notes)
+
+
 def test_a_real_side_needs_this_machine() -> None:
     with pytest.raises(vb.ConfigError, match="VhostUserMachine"):
         recipe(1, host=StorageDaemon("disk.img")).run(vb.SimMachine())

@@ -11,7 +11,7 @@ import pytest
 import vblklab as vb
 from vblklab.peer import GuestVm, LinuxGuest, VhostUserDisk
 
-pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guest")]
+pytestmark = pytest.mark.guest
 
 SIZE = 32 << 20
 DEVICE = vb.VirtioBlkDevice(

@@ -32,6 +32,12 @@ def test_the_shares_of_a_set_and_what_is_beyond_the_axis_are_all_of_it() -> None
     assert "Beyond the axis: fast 2.0 %" in figure.layout.meta["caption"]
 
 
+def test_a_few_slow_ones_do_not_press_the_others_together() -> None:
+    slow = [*FAST, *[1_000_000] * 60]
+    figure = spread({"fast": slow}, title="t")
+    assert figure.layout.xaxis.range[1] == pytest.approx(4 * np.median(slow) / 1000)
+
+
 def test_samples_that_are_all_the_same_are_drawn() -> None:
     figure = spread({"model": [5000] * 10}, title="t")
     assert max(areas(figure)[0].y) == pytest.approx(100)

@@ -42,6 +42,9 @@ class Drain(Protocol):
         memory.
         """
 
+    def close(self) -> None:
+        """Give back what it took for itself; no ring is served any more."""
+
 
 class BatchPath:
     """Serves a device's queues; ``call(queue)`` is a plain function that interrupts the guest.  For the device's thread only."""

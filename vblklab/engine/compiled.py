@@ -1,12 +1,13 @@
 """The batch path over a loop that numba compiled: the work of ``inline.PythonDrain``, over raw addresses, without Python's lock.
 
-Optional: ``pip install vblklab[fast]``.  ``loop()`` compiles on its first call or loads what was compiled before; boot calls it,
+Optional: ``pip install vblklab[fast]``.  ``loops()`` compiles on its first call or loads what was compiled before; boot calls it,
 so that no request waits for a compiler.  The loop takes every framing with a header, data and a status byte of their own;
 everything else it leaves to the steps.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from collections.abc import Callable
@@ -18,9 +19,10 @@ from typing import Any
 from ..device import VirtioBlkDevice
 from ..device.batch import PLAIN, Drain
 from ..ring import SplitDevice
+from .helper import Helper
 from .inline import Image, PythonDrain
 
-__all__ = ["CompiledDrain", "compiled_missing", "drain_of", "loop"]
+__all__ = ["CompiledDrain", "compiled_missing", "drain_of", "loops"]
 
 _INT64_MAX = (1 << 63) - 1
 
@@ -35,23 +37,30 @@ def compiled_missing() -> str:
 
 
 def _cache_folder() -> str:
-    """Where compiled code is kept: a folder of the user's, since the package may be installed read-only."""
-    return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vblklab" / "compiled")
+    """Where compiled code is kept: a folder of the user's, since the package may be installed read-only, for these sources only.
+
+    numba itself looks at no other file than the one of the function that it compiles.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vblklab" / "compiled"
+    sources = (Path(__file__).with_name(name).read_bytes() for name in ("kernel.py", "share.py", "words.py"))
+    return str(Path(os.environ.get("NUMBA_CACHE_DIR") or folder) / hashlib.sha256(b"".join(sources)).hexdigest()[:12])
 
 
 @cache
-def loop() -> Callable[[Any, Any], int]:
-    """``kernel.serve``, compiled; takes seconds the first time on a machine.  Raises ImportError without numba."""
+def loops() -> tuple[Callable[[Any, Any], int], Callable[[int], int]]:
+    """``kernel.serve`` and ``share.assist``, compiled; takes seconds the first time on a machine.  Raises ImportError without numba."""
     from numba import config, njit, types
 
     from .kernel import serve
+    from .share import assist
 
-    signature = types.int64(types.int64[::1], types.int64[::1])
-    before, config.CACHE_DIR = config.CACHE_DIR, os.environ.get("NUMBA_CACHE_DIR") or _cache_folder()
+    words = types.int64[::1]
+    both = (types.int64(words, words), serve), (types.int64(types.int64), assist)
+    before, config.CACHE_DIR = config.CACHE_DIR, _cache_folder()
     try:
-        return njit(signature, nogil=True, cache=True)(serve)  # type: ignore[no-any-return]
+        return tuple(njit(signature, nogil=True, cache=True)(function) for signature, function in both)
     except (RuntimeError, OSError):  # there is no folder to write to
-        return njit(signature, nogil=True)(serve)  # type: ignore[no-any-return]
+        return tuple(njit(signature, nogil=True)(function) for signature, function in both)
     finally:
         config.CACHE_DIR = before
 
@@ -70,10 +79,11 @@ class CompiledDrain:
     """A ``Drain`` that runs the compiled loop.  A ring with a record of buffers in flight must show it as ``view`` and ``counter``."""
 
     def __init__(self, image: Callable[[], Image], how: str) -> None:
-        self.name = f"compiled loop, {how}"
         self._image = image
         self._python = PythonDrain(image, how)
-        self._loop = loop()
+        self._loop, assist = loops()
+        self._helper = Helper(assist)
+        self.name = f"compiled loop, {how}{', large reads by two threads' if self._helper.useful else ''}"
 
     def bind(self, device: VirtioBlkDevice, queue: SplitDevice) -> Callable[[int], int]:
         import numpy as np
@@ -112,6 +122,7 @@ class CompiledDrain:
         serve = self._loop
         last_at, shadow_at, used_at, signalled_at, valid_at = k.LAST, k.SHADOW, k.USED_IDX, k.SIGNALLED, k.SIGNALLED_VALID
         decisions_at, capacity_at, writes_at, spins_at, counter_at = k.DECISIONS, k.CAPACITY, k.WRITES, k.SPINS, k.COUNTER
+        large_at, share_at, helper = k.LARGE, k.SHARE, self._helper
 
         def drain(spins: int) -> int:
             if queue.in_flight:
@@ -131,7 +142,13 @@ class CompiledDrain:
                 inflight.counter = state[counter_at]
             device.notify_decisions += state[decisions_at]
             state[decisions_at] = 0
+            if state[large_at] and not state[share_at]:
+                state[large_at], state[share_at] = 0, helper.start()
             return stopped
 
         drain.held = held, scratch, iov  # type: ignore[attr-defined]
         return drain
+
+    def close(self) -> None:
+        """Nobody drains any more."""
+        self._helper.close()

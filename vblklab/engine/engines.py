@@ -98,6 +98,7 @@ class Sync(_Engine):
 
     simulated_only = False
     batched = False
+    _drain: Drain | None = None
 
     def flush(self) -> Steps:
         while self.batch:
@@ -121,7 +122,18 @@ class Sync(_Engine):
         if reasons:
             return f"engine {reasons[0]}"
         image = image_of(self.store)
-        return image if isinstance(image, str) else drain_of(*image, fast)
+        return image if isinstance(image, str) else self._takes(drain_of(*image, fast))
+
+    def _takes(self, drain: Drain) -> Drain:
+        """Own the drain, which may have a thread beside this one."""
+        Sync.close(self)
+        self._drain = drain
+        return drain
+
+    def close(self) -> None:
+        drain, self._drain = self._drain, None
+        if drain is not None:
+            drain.close()
 
     def _returned(self, op: IoOp) -> None:
         """Wake the thread that is blocked in the call."""

@@ -147,3 +147,6 @@ class PythonDrain:
             return stopped
 
         return drain
+
+    def close(self) -> None:
+        """Nothing to give back."""

@@ -6,17 +6,34 @@ once, into scratch memory of the loop's own; ring words are single loads and sto
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
 from ..device.batch import CALL, EMPTY, LIMIT, PLAIN
 from ..spec.virtio_blk import REQ_HEADER_BYTES, ReqType
 from ..spec.virtio_ring import DESC_BYTES
+from .share import LEAST, awake, move
+from .words import (
+    fence,
+    load8,
+    load16,
+    load32,
+    load64,
+    load_shared16,
+    memmove,
+    pause,
+    pread,
+    preadv,
+    publish8,
+    publish16,
+    pwrite,
+    pwritev,
+    store8,
+    store32,
+    store64,
+)
 
 __all__ = ["serve"]
 
@@ -59,86 +76,13 @@ MOST = 256
     INFLIGHT,
     COUNTER,
     MOVED,
+    SHARE,
+    LARGE,
     STATE,
-) = range(29)
+) = range(31)
 
 _IN, _OUT, _HEADER = int(ReqType.IN), int(ReqType.OUT), REQ_HEADER_BYTES
 _NEXT, _WRITE, _IS_INDIRECT = 1, 2, 4
-_i64 = ir.IntType(64)
-
-
-def _load(bits: int, *, shared: bool) -> Any:
-    """A load of ``bits`` from an address; ``shared``: one access, ordered before what follows."""
-
-    @intrinsic
-    def load(_: Any, address: Any) -> Any:
-        def generate(__: Any, builder: Any, ___: Any, args: Any) -> Any:
-            place = builder.inttoptr(args[0], ir.IntType(bits).as_pointer())
-            value = builder.load_atomic(place, "acquire", bits // 8) if shared else builder.load(place, align=1)
-            return value if bits == 64 else builder.zext(value, _i64)
-
-        return types.int64(types.int64), generate
-
-    return load
-
-
-def _store(bits: int, *, shared: bool) -> Any:
-    """A store of ``bits`` to an address; ``shared``: one access, ordered behind what came before."""
-
-    @intrinsic
-    def store(_: Any, address: Any, value: Any) -> Any:
-        def generate(context: Any, builder: Any, __: Any, args: Any) -> Any:
-            kind = ir.IntType(bits)
-            value = args[1] if bits == 64 else builder.trunc(args[1], kind)
-            place = builder.inttoptr(args[0], kind.as_pointer())
-            if shared:
-                builder.store_atomic(value, place, "release", bits // 8)
-            else:
-                builder.store(value, place, align=1)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64), generate
-
-    return store
-
-
-@intrinsic
-def _pause(_: Any) -> Any:
-    """Tell the core that this is a spin loop."""
-
-    def generate(context: Any, builder: Any, __: Any, ___: Any) -> Any:
-        if platform.machine() == "x86_64":
-            builder.call(builder.module.declare_intrinsic("llvm.x86.sse2.pause", (), ir.FunctionType(ir.VoidType(), [])), [])
-        else:
-            kind = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
-            builder.call(builder.module.declare_intrinsic("llvm.aarch64.hint", (), kind), [ir.Constant(ir.IntType(32), 1)])
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
-@intrinsic
-def _fence(_: Any) -> Any:
-    """Between this side's last store and its next load."""
-
-    def generate(context: Any, builder: Any, __: Any, ___: Any) -> Any:
-        builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
-_load8, _load16, _load32, _load64 = (_load(bits, shared=False) for bits in (8, 16, 32, 64))
-_load_shared16 = _load(16, shared=True)
-_store8, _store32 = _store(8, shared=False), _store(32, shared=False)
-_store64 = _store(64, shared=False)
-_publish8, _publish16, _publish64 = (_store(bits, shared=True) for bits in (8, 16, 64))
-_size_t = types.uint64
-_pread = types.ExternalFunction("pread", types.int64(types.int32, types.int64, _size_t, types.int64))
-_pwrite = types.ExternalFunction("pwrite", types.int64(types.int32, types.int64, _size_t, types.int64))
-_preadv = types.ExternalFunction("preadv", types.int64(types.int32, types.int64, types.int32, types.int64))
-_pwritev = types.ExternalFunction("pwritev", types.int64(types.int32, types.int64, types.int32, types.int64))
-_memmove = types.ExternalFunction("memmove", types.int64(types.int64, types.int64, _size_t))
 
 
 @njit
@@ -156,26 +100,26 @@ def _gather(state: Any, regions: Any, head: int) -> int:
     """Map the buffer at ``head`` into the iovec array: header, data …, status; how many, or 0 if the steps must look at it."""
     scratch, iov, count = state[SCRATCH], state[IOV], state[REGIONS]
     size = state[SIZE]
-    _memmove(scratch, state[DESC_TABLE] + head * DESC_BYTES, DESC_BYTES)
+    memmove(scratch, state[DESC_TABLE] + head * DESC_BYTES, DESC_BYTES)
     table = 0
     most = size
-    flags = _load16(scratch + 12)
+    flags = load16(scratch + 12)
     if flags & _IS_INDIRECT:
-        length = _load32(scratch + 8)
+        length = load32(scratch + 8)
         most = length >> 4
         if not state[INDIRECT] or flags & _NEXT or length & 15 or most > state[CHAIN_MAX] or most > SEGMENTS or not most:
             return 0
-        table = _host(regions, count, _load64(scratch), length)
+        table = _host(regions, count, load64(scratch), length)
         if not table:
             return 0
-        _memmove(scratch, table, length)
+        memmove(scratch, table, length)
     elif most > SEGMENTS:
         most = SEGMENTS
     at = scratch
     found = 0
     writable = 0
     while found < most:
-        gpa, length, flags, link = _load64(at), _load32(at + 8), _load16(at + 12), _load16(at + 14)
+        gpa, length, flags, link = load64(at), load32(at + 8), load16(at + 12), load16(at + 14)
         if flags & _IS_INDIRECT or not length:
             return 0
         if flags & _WRITE:
@@ -185,8 +129,8 @@ def _gather(state: Any, regions: Any, head: int) -> int:
         host = _host(regions, count, gpa, length)
         if not host:
             return 0
-        _store64(iov + 16 * found, host)
-        _store64(iov + 16 * found + 8, length)
+        store64(iov + 16 * found, host)
+        store64(iov + 16 * found + 8, length)
         found += 1
         if not flags & _NEXT:
             break
@@ -197,10 +141,10 @@ def _gather(state: Any, regions: Any, head: int) -> int:
         else:
             if link >= size:
                 return 0
-            _memmove(scratch, state[DESC_TABLE] + link * DESC_BYTES, DESC_BYTES)
+            memmove(scratch, state[DESC_TABLE] + link * DESC_BYTES, DESC_BYTES)
     else:
         return 0
-    if found < 3 or _load64(iov + 8) != _HEADER or _load64(iov + 16 * found - 8) != 1:
+    if found < 3 or load64(iov + 8) != _HEADER or load64(iov + 16 * found - 8) != 1:
         return 0
     if writable != 1 and writable != found - 1:
         return 0
@@ -209,41 +153,47 @@ def _gather(state: Any, regions: Any, head: int) -> int:
 
 
 @njit
-def _move(state: Any, kind: int, found: int, at: int, length: int) -> bool:
-    """The data between guest and disk; whether all of it went."""
+def _move(state: Any, kind: int, found: int, at: int, length: int, more: bool) -> bool:
+    """The data between guest and disk; whether all of it went.  A large read is shared with the helper while ``more`` waits behind it."""
     iov = state[IOV] + 16
     segments = found - 2
     image = state[IMAGE]
+    if kind == _IN and length >= LEAST:
+        state[LARGE] += more
+        share = state[SHARE]
+        if share and (more or awake(share)) and (not image or at + length <= state[IMAGE_BYTES]):
+            whole = move(share, state[FD], image, iov, segments, at, length)
+            return whole and (not state[BROKEN] or not load8(state[BROKEN]))
     if image:
         if at + length > state[IMAGE_BYTES]:
             return False
         place = image + at
         for i in range(segments):
-            host, step = _load64(iov + 16 * i), _load64(iov + 16 * i + 8)
+            host, step = load64(iov + 16 * i), load64(iov + 16 * i + 8)
             if kind == _IN:
-                _memmove(host, place, step)
+                memmove(host, place, step)
             else:
-                _memmove(place, host, step)
+                memmove(place, host, step)
             place += step
-        return not state[BROKEN] or not _load8(state[BROKEN])
+        return not state[BROKEN] or not load8(state[BROKEN])
     fd = np.int32(state[FD])
     if segments == 1:
-        host = _load64(iov)
+        host = load64(iov)
         if kind == _IN:
-            return _pread(fd, host, length, at) == length  # type: ignore[no-any-return]
-        return _pwrite(fd, host, length, at) == length  # type: ignore[no-any-return]
+            return pread(fd, host, length, at) == length  # type: ignore[no-any-return]
+        return pwrite(fd, host, length, at) == length  # type: ignore[no-any-return]
     if kind == _IN:
-        return _preadv(fd, iov, np.int32(segments), at) == length  # type: ignore[no-any-return]
-    return _pwritev(fd, iov, np.int32(segments), at) == length  # type: ignore[no-any-return]
+        return preadv(fd, iov, np.int32(segments), at) == length  # type: ignore[no-any-return]
+    return pwritev(fd, iov, np.int32(segments), at) == length  # type: ignore[no-any-return]
 
 
 @njit
 def _popped(state: Any, head: int) -> None:
     """vhost-user's in-flight region: the buffer at ``head`` was taken."""
     entry = state[INFLIGHT] + 16 + 16 * head
-    _store64(entry + 8, state[COUNTER])
+    store64(entry + 8, state[COUNTER])
     state[COUNTER] += 1
-    _publish8(entry, 1)
+    publish8(entry, 1)
 
 
 @njit
@@ -253,42 +203,42 @@ def _return(state: Any, head: int, written: int) -> None:
     place = state[USED] + 4 + 8 * (used_idx & (state[SIZE] - 1))
     used_idx = (used_idx + 1) & 0xFFFF
     state[USED_IDX] = used_idx
-    _store32(place, head)
-    _store32(place + 4, written)
+    store32(place, head)
+    store32(place + 4, written)
     if inflight:
         entry = inflight + 16 + 16 * head
-        _publish16(entry + 6, _load16(inflight + 12))
-        _publish16(inflight + 12, head)
-        _publish16(state[USED] + 2, used_idx)
-        _publish8(entry, 0)
-        _publish16(inflight + 14, used_idx)
+        publish16(entry + 6, load16(inflight + 12))
+        publish16(inflight + 12, head)
+        publish16(state[USED] + 2, used_idx)
+        publish8(entry, 0)
+        publish16(inflight + 14, used_idx)
     else:
-        _publish16(state[USED] + 2, used_idx)
+        publish16(state[USED] + 2, used_idx)
 
 
 @njit
 def _wants_call(state: Any) -> bool:
     """``SplitDevice.should_notify()``."""
     state[DECISIONS] += 1
-    _fence()
+    fence()
     if not state[EVENT_IDX]:
-        return not _load_shared16(state[AVAIL]) & 1
+        return not load_shared16(state[AVAIL]) & 1
     new, old, valid = state[USED_IDX], state[SIGNALLED], state[SIGNALLED_VALID]
     state[SIGNALLED] = new
     state[SIGNALLED_VALID] = 1
-    event = _load_shared16(state[AVAIL] + 4 + 2 * state[SIZE])
+    event = load_shared16(state[AVAIL] + 4 + 2 * state[SIZE])
     return not valid or ((new - event - 1) & 0xFFFF) < ((new - old) & 0xFFFF)
 
 
 @njit
-def _serve_one(state: Any, regions: Any, head: int) -> bool:
+def _serve_one(state: Any, regions: Any, head: int, more: bool) -> bool:
     """One read or write from descriptors to used.idx; False, with nothing published, if it is not a usual one or failed."""
     found = _gather(state, regions, head)
     if not found:
         return False
     iov, scratch, writable = state[IOV], state[SCRATCH], state[WRITABLE]
-    _memmove(scratch, _load64(iov), _HEADER)
-    kind, sector = _load32(scratch), _load64(scratch + 8)
+    memmove(scratch, load64(iov), _HEADER)
+    kind, sector = load32(scratch), load64(scratch + 8)
     if kind == _IN:
         if writable == 1:
             return False
@@ -296,15 +246,15 @@ def _serve_one(state: Any, regions: Any, head: int) -> bool:
         return False
     length = 0
     for i in range(1, found - 1):
-        length += _load64(iov + 16 * i + 8)
+        length += load64(iov + 16 * i + 8)
     if sector < 0 or sector > state[CAPACITY] - (length >> 9) or length & state[BLOCK] or (sector << 9) & state[BLOCK]:
         return False
     if state[INFLIGHT]:
         _popped(state, head)
-    if not _move(state, kind, found, sector << 9, length):
+    if not _move(state, kind, found, sector << 9, length, more):
         return False
     state[MOVED] += length
-    _store8(_load64(iov + 16 * found - 16), 0)
+    store8(load64(iov + 16 * found - 16), 0)
     _return(state, head, length + 1 if kind == _IN else 1)
     return True
 
@@ -320,17 +270,17 @@ def serve(state: Any, regions: Any) -> int:
     while True:
         stopped = -1
         if shadow == last:
-            shadow = _load_shared16(avail + 2)
+            shadow = load_shared16(avail + 2)
             while shadow == last and spins > 0 and not batch:
                 spins -= 1
-                _pause()
-                shadow = _load_shared16(avail + 2)
+                pause()
+                shadow = load_shared16(avail + 2)
             state[SHADOW] = shadow
             if shadow == last:
                 stopped = EMPTY
         if stopped < 0:
-            head = _load16(avail + 4 + 2 * (last & (size - 1)))
-            if ((shadow - last) & 0xFFFF) > size or head >= size or not _serve_one(state, regions, head):
+            head = load16(avail + 4 + 2 * (last & (size - 1)))
+            if ((shadow - last) & 0xFFFF) > size or head >= size or not _serve_one(state, regions, head, shadow != (last + 1) & 0xFFFF):
                 stopped = PLAIN
             else:
                 last = (last + 1) & 0xFFFF

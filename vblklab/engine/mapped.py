@@ -98,6 +98,7 @@ class Mapped(Sync):
         super().attach(iostack, store, wake)
 
     def close(self) -> None:
+        super().close()
         file, self._file = self._file, None
         if file is not None:
             file.unmap()
@@ -108,7 +109,7 @@ class Mapped(Sync):
         if file is None or type(self) is not Mapped:
             return super().drain(fast)
         reason = image_of(file.file)
-        return reason if isinstance(reason, str) else drain_of(lambda: _image(file), "mapped image", fast)
+        return reason if isinstance(reason, str) else self._takes(drain_of(lambda: _image(file), "mapped image", fast))
 
 
 def _image(file: _MappedFile) -> Image:

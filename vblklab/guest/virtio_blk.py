@@ -128,6 +128,7 @@ class VirtioBlkDriver:
         self.zoned: ZonedDisk | None = None
         self.failed: VirtioError | None = None
         self._restarts = 0
+        self._restarting = False
         self.kicks = self.kick_decisions = self.interrupts = self.polls = 0
         self._polling: set[int] = set()
         self._most: dict[int, int] = {}
@@ -413,13 +414,20 @@ class VirtioBlkDriver:
                 yield from self.iostack.complete(hctx.dispatch.popleft(), errno.EIO)
 
     def restart(self) -> Steps:
-        """Reset and probe again after a failure; what was in flight ends with EIO first."""
+        """Reset and probe again after a failure; what was in flight ends with EIO first.  A queue that is being reset is waited for."""
         self._restarts += 1
-        yield from self.transport.reset()
-        self._break(VirtioError("the driver reset the device", "2.4"))
-        yield from self._end_all()
-        yield from self.probe()
-        self.failed = None
+        self._restarting = True
+        try:
+            while self._replaced is not None:  # two walks over the queue's registers must not mix
+                now = yield ("virtblk_poll", self._replaced)
+                yield Wait(now + _LOOK_NS)
+            yield from self.transport.reset()
+            self._break(VirtioError("the driver reset the device", "2.4"))
+            yield from self._end_all()
+            yield from self.probe()
+            self.failed = None
+        finally:
+            self._restarting = False
 
     def reset_queue(self, queue: int, size: int | None = None) -> Steps:
         """Reset one queue and use it again, of ``size`` entries if given, while the others go on (RING_RESET, §2.6).
@@ -452,6 +460,8 @@ class VirtioBlkDriver:
             )
         if not 0 <= queue < len(self.queues):
             raise ConfigError(f"no queue {queue!r}", f"this driver's queues are 0 to {len(self.queues) - 1}")
+        if self._restarting:
+            raise ConfigError(f"queue {queue} cannot be reset now", "the driver is being restarted: wait until its restart() ends")
         if self._replaced is not None:
             raise ConfigError(f"queue {self._replaced} is being reset", "wait until its reset_queue() ends")
         if size is None or size == self.queues[queue].size:

@@ -102,8 +102,8 @@ class PayloadVm:
     def idle(self, *, poll: bool = False) -> bool:
         """Until an interrupt was taken, True, or the vCPU was kicked, False: by HLT in the kernel, or by polling in the guest."""
         self._ask(Op.POLL if poll else Op.HLT, 0, 0, 0)
+        self.entered_ns = _clock()
         while True:
-            self.entered_ns = _clock()
             exit_ = self.vcpu.run()
             if exit_.__class__ is MmioExit:
                 self._serve(exit_)

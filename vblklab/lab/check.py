@@ -33,6 +33,7 @@ _CHAPTERS = (
     "chapter_04",
     "interrupt_stages",
     "chapter_05",
+    "chapter_06",
     "zoo.judge",
     "chapter_08",
 )

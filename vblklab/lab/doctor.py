@@ -1,7 +1,6 @@
 """The capability probe: on which rungs of the ladder this machine stands, why, and how to gain the others.
 
-A rung is available when this version of vblklab can run on it here and now.  What a later version needs is looked for too,
-so that a line says what is missing on this machine and what is missing in vblklab.
+A rung is available when this version of vblklab can run on it here and now.
 """
 
 from __future__ import annotations
@@ -17,38 +16,31 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from .._version import __version__
 from ..kvm import host as kvm_host
 from ..machine.guest_run import recordings
 from ..machine.live import live_missing
+from ..peer.tracefs import tracing_missing
 
 __all__ = ["Capabilities", "Finding", "Rung", "capabilities", "doctor"]
 
-NOT_USED = "this version of vblklab does not use it yet"
 PACKAGES = ("numpy", "plotly", "jupyterlab", "ipywidgets", "anywidget", "kaleido", "cloudpickle", "tqdm")
 _SIGNS = {True: ("✓", "#1a8a5c"), False: ("–", "#8a6d1a")}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that vblklab can use here, or not: ``why`` says what was found, ``gain`` how to get what is missing.
-
-    ``used`` is False where this version of vblklab would not use it even if it were here; it is never available then.
-    """
+    """Something that vblklab can use here, or not: ``why`` says what was found, ``gain`` how to get what is missing."""
 
     name: str
     available: bool
     why: str
     gain: str = ""
-    used: bool = True
 
     @property
     def line(self) -> str:
         """All of it in one line."""
-        if not self.used:
-            return f"{NOT_USED}; {self.why}{self.gain and f'. For later: {self.gain}'}"
         return f"{self.why}{self.gain and f'. To gain it: {self.gain}'}"
 
 
@@ -147,7 +139,7 @@ def _recorded() -> Rung:
     title = "recorded traces"
     if not names:  # pragma: no cover - they are files of the package
         return Rung("L1", False, "the package's recordings are missing", "install vblklab again", title=title)
-    return Rung("L1", True, f"vb.recorded() shows real Linux guests that were recorded elsewhere: {', '.join(names)}", title=title)
+    return Rung("L1", True, f"vb.recorded() shows real guests and real KVM that were recorded elsewhere: {', '.join(names)}", title=title)
 
 
 def _live() -> Rung:
@@ -228,19 +220,12 @@ def _fio() -> Finding:
 
 
 def _tracefs(mounts: str = "/proc/mounts") -> Finding:
-    """Whether real block and KVM events could be recorded here."""
-    name, how = "tracefs", "mount -t tracefs nodev /sys/kernel/tracing"
-    try:
-        mounted = [
-            fields[1] for line in Path(mounts).read_text(encoding="utf-8").splitlines() if (fields := line.split())[2:3] == ["tracefs"]
-        ]
-    except OSError:
-        return Finding(name, False, "it is a part of Linux", "a Linux host", used=False)
-    if not mounted:
-        return Finding(name, False, "it is not mounted", f"as root, {how}", used=False)
-    if not os.access(mounted[0] + "/events", os.R_OK | os.X_OK):
-        return Finding(name, False, f"{mounted[0]} is mounted, but not readable for you", "be root", used=False)
-    return Finding(name, False, f"{mounted[0]} is mounted and readable", used=False)
+    """Whether the host's kernel can be traced beside a run."""
+    name = "kernel trace"
+    what, remedy = tracing_missing(mounts)
+    if what:
+        return Finding(name, False, f"{what}; runs work without kernel_trace, vb.recorded() has two with it", remedy)
+    return Finding(name, True, "KvmMachine(kernel_trace=True) records kvm, block and irq events in an instance of tracefs of its own")
 
 
 def _program(name: str) -> str:

@@ -79,13 +79,13 @@ class Prediction:
     def verdict(self) -> str:
         """One line: predicted, measured, the error, and by which rule the prediction holds, or that it missed."""
         one = self.total
-        said = f"predicted {one.model_ns / 1e3:.1f} µs an I/O, measured {one.measured_ns / 1e3:.1f} µs (median): {one.error:+.1%}"
+        said = f"predicted {one.model_ns / 1e3:.1f} µs an I/O, measured {one.measured_ns / 1e3:.1f} µs (median): {_percent(one.error, 1)}"
         quartiles = f"p25 to p75, {one.p25_ns / 1e3:.1f} to {one.p75_ns / 1e3:.1f} µs"
         if abs(one.error) <= GOAL:
-            return f"{said}, within {GOAL:.0%} of the median"
+            return f"{said}, within {GOAL * 100:.0f} % of the median"
         if one.inside:
-            return f"{said}, not within {GOAL:.0%} of the median, but inside the measured {quartiles}"
-        return f"{said}, missed: neither within {GOAL:.0%} of the median nor inside the measured {quartiles}"
+            return f"{said}, not within {GOAL * 100:.0f} % of the median, but inside the measured {quartiles}"
+        return f"{said}, missed: neither within {GOAL * 100:.0f} % of the median nor inside the measured {quartiles}"
 
     def figure(self, **options: Any) -> Any:
         """Model and measurement step by step on one axis, by their medians: ``view.compare``."""
@@ -117,9 +117,13 @@ class Prediction:
         for one in self._shown:
             times = (one.model_ns, one.measured_ns, one.p25_ns, one.p75_ns, one.error_ns)
             cells = "".join(f"<td {_RIGHT}>{ns / 1e3:,.1f}</td>" for ns in times)
-            rows.append(f"<tr><td {_LEFT}><b>{one.step}</b></td>{cells}<td {_RIGHT}>{one.error:+.0%}</td></tr>")
+            rows.append(f"<tr><td {_LEFT}><b>{one.step}</b></td>{cells}<td {_RIGHT}>{_percent(one.error)}</td></tr>")
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
         return f"<div><b>{html.escape(self.verdict)}</b><table><tr>{head}</tr>{''.join(rows)}</table><ul>{notes}</ul></div>"
+
+
+def _percent(share: float, digits: int = 0) -> str:
+    return f"{share * 100:+.{digits}f} %"
 
 
 def _us(ns: float) -> str:
@@ -127,7 +131,7 @@ def _us(ns: float) -> str:
 
 
 def _error(one: StepError) -> str:
-    return f"{one.error_ns / 1e3:+9.1f} {one.error:+7.0%}"
+    return f"{one.error_ns / 1e3:+9.1f} {_percent(one.error):>7}"
 
 
 def predict(
@@ -201,7 +205,11 @@ def _report(recipe: Any, machine: Any, shape: Shape, table: CostTable, runs: lis
     ]
     if shape.kvm:
         notes.append(f"the doorbell's way out of loops over a vCPU; {kvm_host.flavour()}{', which emulates ring 0' * kvm_host.emulates()}")
-    notes.append("a median of a sum is not the sum of medians: the measured steps need not add up to the measured total; the model's do")
+    added_ns, model_ns = sum(one.measured_ns for one in steps[:-1]), steps[-1].model_ns
+    notes.append(
+        f"a median of a sum is not the sum of medians: the measured ones of the steps add up to {added_ns / 1e3:.1f} µs "
+        f"(the model {_percent(model_ns / added_ns - 1, 1)}), and the more the machine is disturbed, the further the total is above that"
+    )
     if recipe.app.depth > 1:
         notes.append(
             f"iodepth {recipe.app.depth}: calibrated at 1, and a driver at work takes no interrupt, which the model only approximates"

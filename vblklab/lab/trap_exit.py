@@ -79,7 +79,7 @@ class TrapExit:
     def _says(self, name: str) -> str:
         value = self._field(name.partition(".")[2])
         if name == "mmio.data":
-            return f"{self.value:#x}: was stored" if self.write else "wanted: user space puts the answer here"
+            return f"{self.value:#x}: was stored" if self.write else "wanted: the answer goes here"
         if name in ("mmio.is_write", "io.direction"):
             return f"{value}: {('a load', 'a store')[value] if name[0] == 'm' else ('in', 'out')[value]}"
         if name == "io.port":

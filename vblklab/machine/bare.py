@@ -139,6 +139,7 @@ class BareVm(KvmVm):
         """Run to the end; Ctrl-C stops submitting, reaps what is in flight and returns what was measured so far."""
         self._check_open()
         try:
+            self._trace_kernel()
             with self.guest.vcpu.owned():
                 with deferred_interrupt() as check_interrupt:
                     interrupted = self._drive(check_interrupt, progress)

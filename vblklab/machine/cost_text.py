@@ -23,7 +23,7 @@ def table_text(table: CostTable) -> list[str]:
     lines += [line for name, text in table.about.items() for line in _wrapped(f"  {name:10} ", text)]
     for title, rows in _groups(table):
         lines += ["", title, f"  {'':42}{'median':>12}  {'p25':>9} {'p75':>9} {'n':>7}  kind"]
-        lines += [f"  {key:42}{_value(key, cost):>12}  {_spread(key, cost)}  {cost.kind}" for key, cost in rows]
+        lines += [f"  {key:42}{_value(key, cost):>12}  {_row(_spread(key, cost))}  {cost.kind}" for key, cost in rows]
     return [*lines, "", *_wrapped("", _others(table))]
 
 
@@ -36,10 +36,12 @@ def table_html(table: CostTable) -> str:
     for number, (title, rows) in enumerate(_groups(table)):
         body = "".join(
             f'<tr title="{html.escape(cost.source)}"><td {_LEFT}><code>{html.escape(key)}</code></td>'
-            f"<td {_RIGHT}>{_value(key, cost)}</td><td {_RIGHT}>{_spread(key, cost)}</td><td {_LEFT}>{html.escape(cost.kind)}</td></tr>"
+            f"{''.join(f'<td {_RIGHT}>{cell}</td>' for cell in (_value(key, cost), *_spread(key, cost)))}"
+            f"<td {_LEFT}>{html.escape(cost.kind)}</td></tr>"
             for key, cost in rows
         )
-        head = f"<tr><th></th><th {_RIGHT}>median</th><th {_RIGHT}>p25, p75, samples</th><th {_LEFT}>kind</th></tr>"
+        names = "".join(f"<th {_RIGHT}>{name}</th>" for name in ("median", "p25, µs", "p75, µs", "samples"))
+        head = f"<tr><th></th>{names}<th {_LEFT}>kind</th></tr>"
         parts.append(f"<details{' open' * (not number)}><summary>{html.escape(title)}</summary><table>{head}{body}</table></details>")
     return f"<div>{''.join(parts)}<p>{html.escape(_others(table))}</p></div>"
 
@@ -58,10 +60,15 @@ def _value(key: str, cost: Cost) -> str:
     return f"{cost.ns:,.0f} B/µs" if key.endswith("bytes_per_us") else f"{cost.ns / 1e3:,.2f} µs"
 
 
-def _spread(key: str, cost: Cost) -> str:
-    if not cost.n or key.endswith("bytes_per_us"):
-        return f"{'':9} {'':9} {cost.n or '':>7}"
-    return f"{cost.p25 / 1e3:9,.2f} {cost.p75 / 1e3:9,.2f} {cost.n:7,}"
+def _spread(key: str, cost: Cost) -> tuple[str, str, str]:
+    """The quartiles in µs and the number of samples; a rate has no quartiles."""
+    if key.endswith("bytes_per_us"):
+        return "", "", f"{cost.n:,}"
+    return f"{cost.p25 / 1e3:,.2f}", f"{cost.p75 / 1e3:,.2f}", f"{cost.n:,}"
+
+
+def _row(spread: tuple[str, str, str]) -> str:
+    return f"{spread[0]:>9} {spread[1]:>9} {spread[2]:>7}"
 
 
 def _others(table: CostTable) -> str:

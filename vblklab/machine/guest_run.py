@@ -1,4 +1,4 @@
-"""One run of fio in a real guest, live or from a file: ``vb.recorded(name)`` is rung L1, for machines without a guest."""
+"""One run of fio in a real guest, live or from a file: ``vb.recorded(name)`` is rung L1, for machines without a guest or KVM."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from ..trace.correlate import Correlator
 from ..trace.guest import Joined
 from ..trace.recording import GuestRecording
 from ..trace.run import Run
+from .live_recording import FORM as LIVE_FORM
+from .live_recording import LiveRecording
 
 __all__ = ["GuestRun", "job_stats", "recorded", "recordings"]
 
-_FOLDER, _FORM = "recorded", 1
+_FOLDER, _FORM, _RUNG = "recorded", 1, "L1 recorded"
 _TRACE_KEPT = 50_000
 _GUEST_STEPS = ("D1", "D2", "D3", "D4", "U5", "U6", "U7")
 _DEVICE_STEPS = ("D5", "U3", "U4")
@@ -87,17 +89,32 @@ class GuestRun:
         Path(path).write_bytes(gzip.compress(json.dumps(kept).encode(), mtime=0))
 
     @classmethod
+    def of_json(cls, kept: dict[str, Any]) -> GuestRun:
+        """What ``save`` wrote; KeyError, TypeError or ValueError for anything else."""
+        recording = kept.pop("recording")
+        return cls(recording=None if recording is None else GuestRecording.of_json(recording), **kept)
+
+    @classmethod
     def load(cls, path: Path) -> GuestRun:
         """Read what ``save`` wrote; TraceError for anything else."""
-        try:
-            kept = json.loads(gzip.decompress(path.read_bytes()))
-            if kept.pop("form") != _FORM:
-                raise ValueError("another form")
-            recording = kept.pop("recording")
-            return cls(recording=None if recording is None else GuestRecording.of_json(recording), **kept)
-        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-            why = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
-            raise TraceError(f"recording {str(path)!r} cannot be read: {why}", "give a file that LinuxVm.save() wrote") from None
+        run = _load(path)
+        if not isinstance(run, cls):
+            raise TraceError(f"recording {str(path)!r} is no guest's", "vb.recorded() reads it")
+        return run
+
+
+def _load(path: Path) -> GuestRun | LiveRecording:
+    try:
+        kept = json.loads(gzip.decompress(path.read_bytes()))
+        form = kept.pop("form")
+        if form == LIVE_FORM:
+            return LiveRecording.of_json(kept)
+        if form != _FORM:
+            raise ValueError("another form")
+        return GuestRun.of_json(kept)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+        raise TraceError(f"recording {str(path)!r} cannot be read: {why}", "give a file that a machine's save() wrote") from None
 
 
 def recordings() -> dict[str, Path]:
@@ -106,7 +123,7 @@ def recordings() -> dict[str, Path]:
 
 
 def recorded(name: str | Path) -> Run:
-    """A run that was recorded on another machine (rung L1): one of vblklab's own by name, or a file of ``LinuxVm.save()`` by path.
+    """A run that was recorded on another machine (rung L1): one of vblklab's own by name, or what a machine's ``save()`` wrote by path.
 
     ConfigError lists the names for one that is not there.
     """
@@ -114,7 +131,8 @@ def recorded(name: str | Path) -> Run:
     path = own.get(str(name), Path(name))
     if not path.is_file():
         raise ConfigError(f"no recording {str(name)!r}", f"there are {', '.join(own)}, or give the path of a file")
-    return GuestRun.load(path).run("L1 recorded")
+    recording = _load(path)
+    return recording.run(_RUNG, job_stats) if isinstance(recording, LiveRecording) else recording.run(_RUNG)
 
 
 def job_stats(result: Mapping[str, Any]) -> list[JobStat]:

@@ -18,6 +18,8 @@ _KICKS = ("vm_notify", "vp_notify")
 _INTERRUPTS = ("vm_interrupt", "vp_interrupt", "guest:irq_handler_entry", "vp_vring_interrupt")
 _AWAKE = ("guest:epoll_wait", "vcpu:irq_handler_entry")
 _SENT = ("kvm_set_irq", "kvm_msi_set_irq")
+_AWAKE_FOR = {"device:epoll_wait": ("virtio_queue_notify",)} | dict.fromkeys(_AWAKE, _INTERRUPTS)
+"""What a thread that is awake goes on with, if it was a kick or an interrupt; a register access wakes the device too."""
 _BYTES_PER_US = 1e6  # of a store whose time does not depend on the length
 
 
@@ -50,7 +52,7 @@ class Points:
             side = _DEVICE if number >= 1000 or key == "device:epoll_wait" else _MAIN if number == -1 and key in _SENT else _DRIVER
             last = before.get(side)
             before[side] = (now, key)
-            if last is not None and last[1] != "wait":
+            if last is not None and last[1] != "wait" and key in _AWAKE_FOR.get(last[1], (key,)):
                 self.by_key[last[1]].append(now - last[0])
             if key in _KICKS:
                 kicked = exited = now

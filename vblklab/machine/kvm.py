@@ -25,6 +25,7 @@ from ..kvm.payload import ISR_VECTOR, LINE_VECTOR, MSI_VECTORS, REGISTERS_GPA, S
 from ..kvm.vcpu import MmioExit
 from ..kvm.vm import MSI_ADDRESS
 from ..spec.virtio_mmio import Reg
+from ..trace.kernel import Kernel
 from ..trace.run import Run
 from ..transport import InterruptStatus, MmioTransport, Pci, PciTransport
 from .base import Recipe, not_simulated
@@ -63,6 +64,7 @@ class KvmMachine(LiveMachine):
         more = f", idle={self.idle!r}" if self.idle != "hlt" else ""
         more += f", poll_us={self.poll_us:g}" if self.poll_us else ""
         more += f", cpus={self.cpus}" if self.cpus else ""
+        more += ", kernel_trace=True" if self.kernel_trace else ""
         return f"KvmMachine(device={self.device!r}{more})"
 
     real_sides = (BareGuest.kind,)
@@ -76,6 +78,7 @@ class KvmMachine(LiveMachine):
         works, why, gain = kvm_host.found()
         if not works:
             raise NotHere(why, f"{gain}; SimMachine (L0) and LiveMachine (L2) work without it")
+        self.check_tracing()
         if recipe.guest is not None:
             from .bare import BareVm
 
@@ -425,6 +428,14 @@ class KvmVm(LiveVm):
         self._check_open()
         with self.guest.vcpu.owned():
             return super().run(progress=progress)
+
+    def _traced(self) -> Kernel:
+        if isinstance(self.bus, _PciBus):
+            return Kernel((), frozenset(), gsi=GSI)
+        return Kernel((), frozenset(), REGISTERS_GPA, _REGISTERS_END, GSI, line_irqfd=self._irqfd())
+
+    def _clock_error_ns(self) -> int:
+        return self._clock.error_ns + abs(self._clock.drift_ns(self.guest.clock()))
 
     def _finish_device(self) -> None:
         super()._finish_device()

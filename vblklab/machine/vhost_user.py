@@ -11,7 +11,7 @@ from ..kvm import check_wire
 from ..transport import Pci
 from ..vhost.channel import Channel, connect
 from ..vhost.effects import Region
-from ..vhost.transport import VhostUserTransport
+from ..vhost.transport import NOT_FOR_DRIVERS, VhostUserTransport
 from .base import Recipe, default_vcpus, fresh_device, memory_bytes, not_simulated, real_engine
 from .live import LiveMachine, LiveVm, live_missing
 from .live_bus import interrupts
@@ -91,7 +91,7 @@ class VhostUserVm(LiveVm):
             self._closers.append(running.close)
             path = running.socket
         self._host = host
-        self._note()
+        self._note(device)
         size = memory_bytes(recipe, device.num_queues, device.seg_max, recipe.queue.size)
         fd = os.memfd_create("vblklab-guest", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
         self._closers.append(lambda: os.close(fd))
@@ -118,7 +118,7 @@ class VhostUserVm(LiveVm):
         self._closers.append(served.close)
         return served
 
-    def _note(self) -> None:
+    def _note(self, device: Any) -> None:
         notes = self.notes
         pci = isinstance(self.recipe.transport, Pci)
         what = "virtio-pci; there are no vectors, and no registers" if pci else "virtio-mmio; there are no registers"
@@ -128,6 +128,9 @@ class VhostUserVm(LiveVm):
             notes.append(f"device, engine and disk: {self._host!r} in place of the recipe's; its trace points cannot be seen from here")
         else:
             notes += not_simulated(self.recipe)
+            for bit in NOT_FOR_DRIVERS:
+                if device.features() & bit:
+                    notes.append(f"device: {bit.name} is not offered to the driver, a vhost-user connection has no room for it")
 
     def _watch_call(self, queue: int, fd: int) -> None:
         def called() -> None:

@@ -29,9 +29,13 @@ _KEEP = 8192
 
 
 class Correlator:
-    """Feeds on trace points, gives per-step histograms and a sample of rows."""
+    """Feeds on trace points, gives per-step histograms and a sample of rows.
 
-    def __init__(self) -> None:
+    ``kernel``: the host kernel's own points are among them.  Then D4 begins where the kernel sees the doorbell's trap.
+    """
+
+    def __init__(self, *, kernel: bool = False) -> None:
+        self._kernel = kernel
         self.durations = [Histogram() for _ in STEPS]
         self.unmatched = 0
         self.hard_ns = [0] * len(STEPS)  # live: of each step's total, what kernel and hardware took
@@ -78,8 +82,8 @@ class Correlator:
         joined: dict[int, list[list[int]]] = {}
         reaping: dict[int, list[list[int]]] = {}
         finished = self._finished
-        added = filled = kicked = zero[:]
-        interrupt_ns = device_wake_ns = guest_wake_ns = 0
+        added = filled = kicked = trapped = zero[:]
+        interrupt_ns = device_wake_ns = guest_wake_ns = host_irq_ns = 0
         message_ns: dict[int, int] = {}  # queue → when the handler of its own vector ran
         hard_ns = self.hard_ns
 
@@ -132,8 +136,20 @@ class Correlator:
             nonlocal guest_wake_ns
             guest_wake_ns = now
 
+        def trap(now: int, ev: Any) -> None:
+            nonlocal trapped
+            if ev[1] and kicked is not trapped and not kicked[_D5]:  # an exit for something else has no offset
+                trapped = kicked
+                kicked[_D4] = now
+
         def host_exit(now: int, ev: Any) -> None:
-            hard_ns[_D6] += now - by_head[ev[1]][_D6]
+            row = by_head[ev[1]]
+            step, since = _D6, row[_D6]
+            for later in range(_D7, _U3):
+                if row[later]:
+                    hard_ns[step] += row[later] - since
+                    step, since = later, row[later]
+            hard_ns[step] += now - since
 
         def host_enter(now: int, ev: Any) -> None:
             row = by_head[ev[1]]
@@ -156,8 +172,15 @@ class Correlator:
         def nvme_cqe(now: int, ev: Any) -> None:
             by_host_rq[ev[1]][_U1] = now
 
+        def host_irq(now: int, ev: Any) -> None:
+            nonlocal host_irq_ns
+            host_irq_ns = now
+
         def host_rq_complete(now: int, ev: Any) -> None:
-            by_host_rq[ev[1]][_U2] = now
+            row = by_host_rq[ev[1]]
+            row[_U2] = now
+            if row[_U1] < row[_D7] < host_irq_ns:
+                row[_U1] = host_irq_ns
 
         def rw_complete(now: int, ev: Any) -> None:
             by_head[ev[1]][_U3] = now
@@ -215,7 +238,8 @@ class Correlator:
             if len(finished) >= _FOLD:
                 self.fold()
 
-        return {
+        kernel: dict[str, Handler] = {"kvm_exit": trap, "kvm_mmio": trap, "kvm_fast_mmio": trap, "irq_handler_entry": host_irq}
+        return (kernel if self._kernel else {}) | {
             "sys_enter_io_submit": submit,
             "block_bio_queue": bio_queue,
             "block_getrq": getrq,
@@ -235,6 +259,7 @@ class Correlator:
             "host:block_getrq": host_getrq,
             "nvme_queue_rq": nvme_queue_rq,
             "brd_submit_bio": nvme_queue_rq,
+            "host:block_rq_issue": nvme_queue_rq,
             "nvme_fetch": nvme_fetch,
             "nvme_cqe": nvme_cqe,
             "host:block_rq_complete": host_rq_complete,

@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 from ..errors import TraceError
+from .event_text import event_of
 
 __all__ = ["FtraceText", "Record", "read_ftrace"]
 
@@ -37,11 +38,6 @@ _LINE = re.compile(
 _NOTHING = re.compile(r"\s*(#.*|cpus=\d+|version = \d+|CPU \d+ is empty)?")
 _LOST = re.compile(r"CPU:\d+ \[(?:LOST (\d+) EVENTS|EVENTS DROPPED)\]|\[(\d+) EVENTS DROPPED\]")
 _WRITTEN = re.compile(r"entries-in-buffer/entries-written: (\d+)/(\d+)")
-_ENTER = re.compile(r"sys_(\w+)\((.*)\)$")
-_EXIT = re.compile(r"sys_(\w+) -> (0x[0-9a-f]+|-?\d+)$")
-_EVENT = re.compile(r"(\w+):\s*(.*)$")
-_BLOCK = re.compile(r"(\d+,\d+) ([A-Z]+) (?:(\d+) )?(?:\([^)]*\) )?(\d+) (?:\+ (\d+)|/ (\d+)) .*\[(-?[^\]]*)\]$")
-_VALUE = re.compile(r"(\w+)[=:] ?(0x[0-9a-f]+|[0-9a-f]{8,}\b|-?\d+)")
 
 
 def read_ftrace(text: str) -> FtraceText:
@@ -62,7 +58,7 @@ def read_ftrace(text: str) -> FtraceText:
         if number == len(lines):
             raise TraceError(f"line {number} of the trace ends in the middle: {line[:80]!r}", "give the whole text, to its last line end")
         try:
-            name, args = _what(found["rest"])
+            name, args = event_of(found["rest"])
         except (ValueError, TypeError):
             raise _wrong(number, line) from None
         records.append(Record(ticks(found["time"]), int(found["cpu"]), found["task"].strip(), int(found["pid"]), name, args))
@@ -81,41 +77,3 @@ def ticks(time: str) -> int:
     """A time of the text as an integer: seconds with a fraction become ns, a counter stays what it is."""
     whole, point, fraction = time.partition(".")
     return int(whole) * 10**9 + int(fraction[:9].ljust(9, "0")) if point else int(whole)
-
-
-def _what(rest: str) -> tuple[str, dict[str, int | str]]:
-    if ended := _EXIT.match(rest):
-        value = int(ended[2], 0)
-        return f"sys_exit_{ended[1]}", {"ret": value - (1 << 64) if value >> 63 else value}
-    if entered := _ENTER.match(rest):
-        return f"sys_enter_{entered[1]}", _values(entered[2])
-    event = _EVENT.match(rest)
-    if event is None:
-        raise ValueError(rest)
-    name, said = event[1], event[2]
-    if name.startswith("block_") and (block := _BLOCK.match(said)):
-        dev, rwbs, nbytes, sector, nr, new, by = block.groups()
-        args: dict[str, int | str] = {"dev": dev, "rwbs": rwbs, "sector": int(sector), "by": by}
-        args |= {"nr_sector": int(nr)} if nr is not None else {"new_sector": int(new)}
-        return name, args | ({"bytes": int(nbytes)} if nbytes is not None else {})
-    if name in _SECTORED:
-        raise ValueError(rest)
-    return name, {**_values(said), "text": said}
-
-
-_SECTORED = frozenset(
-    [
-        "block_bio_queue",
-        "block_getrq",
-        "block_split",
-        "block_bio_backmerge",
-        "block_bio_frontmerge",
-        "block_rq_insert",
-        "block_rq_issue",
-        "block_rq_complete",
-    ]
-)
-
-
-def _values(said: str) -> dict[str, int | str]:
-    return {key: int(value, 16 if not value.startswith(("0x", "-")) and len(value) >= 8 else 0) for key, value in _VALUE.findall(said)}

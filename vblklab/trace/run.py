@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..events import EVENTS, STEPS
+from ..spec.kvm_exit import reason_name
 from ..stats import Histogram, JobStat
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def _number(name: str, value: int) -> str:
         return f"{value >> 16}:{value & 0xFFFF}"
     if name == "io" and value >> 32:
         return f"{value >> 32}:{value & 0xFFFFFFFF}"
+    if name == "reason":
+        return reason_name(value)
     return hex(value) if name in ("offset", "address") else str(value)
 
 
@@ -136,6 +139,27 @@ class Run:
             for step, h in zip(STEPS, self.durations, strict=True)
         ]
 
+    @property
+    def exits(self) -> dict[str, Histogram]:
+        """From the kernel's own points in the trace: the time from ``kvm_exit`` to the same thread's ``kvm_entry``, by reason."""
+        left: dict[str, TraceEvent] = {}
+        found: dict[str, Histogram] = {}
+        for event in self.trace or ():
+            if event.key == "kvm_exit" and len(event.args) > 1:
+                left[event.context] = event
+            elif event.key == "kvm_entry" and (exit_ := left.pop(event.context, None)) is not None:
+                found.setdefault(reason_name(exit_.args[1]), Histogram()).add(event.t_ns - exit_.t_ns)
+        return dict(sorted(found.items(), key=lambda item: -item[1].count))
+
+    def request(self, io: int) -> list[TraceEvent]:
+        """The trace points of one I/O, from its submission to when the application has it; ``for point in run.request(7): print(point)``.
+
+        The doorbell, the interrupt and what belongs to them are shared with other I/Os.  ConfigError if the trace does not hold it whole.
+        """
+        from .request import points_of
+
+        return points_of(self.trace or (), io)
+
     # -- pictures (plotly is imported when one is asked for) -------------------------------------------------------------
 
     def path_map(self, *others: Run, **options: Any) -> Any:
@@ -192,7 +216,7 @@ class Run:
             f"{'simulated ' if self.simulated else ''}ms = {self.iops:,.0f} IOPS",
             f"  completion latency µs: mean {clat.mean_ns / 1e3:.2f}  p50 {clat.percentile(50) / 1e3:.2f}  "
             f"p99 {clat.percentile(99) / 1e3:.2f}  max {clat.max_ns / 1e3:.2f}",
-            f"  {_counters_line(self.counters)}",
+            *([f"  {words}"] if (words := _counters_line(self.counters)) else []),
         ]
         if self.errors or self.mismatches:
             lines.append(f"  {self.errors} I/O errors, {self.mismatches} sectors differ from what was written")
@@ -208,6 +232,17 @@ class Run:
                     f"{step.name:4}  {stat.mean_ns / 1e3:9.2f}  {stat.p50_ns / 1e3:9.2f}  {stat.p99_ns / 1e3:9.2f}  "
                     f"{step.source} → {step.target}  [{stat.kind}]"
                 )
+        return "\n".join(lines)
+
+    def exit_table(self) -> str:
+        """How long each reason kept a vCPU out of its guest, for a terminal; says so where the trace has no kvm_exit."""
+        exits = self.exits
+        if not exits:
+            return "no kvm_exit with its kvm_entry in the trace"
+        lines = [f"{'exit reason':24}  {'count':>7}  {'mean µs':>9}  {'p50':>9}  {'p99':>9}"]
+        for reason, h in exits.items():
+            times = f"{h.mean_ns / 1e3:9.2f}  {h.percentile(50) / 1e3:9.2f}  {h.percentile(99) / 1e3:9.2f}"
+            lines.append(f"{reason:24}  {h.count:7,}  {times}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:

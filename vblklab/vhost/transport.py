@@ -21,12 +21,14 @@ from .channel import Channel, drive
 from .effects import Region
 from .front_end import FrontEnd, Talk
 
-__all__ = ["VhostUserTransport"]
+__all__ = ["NOT_FOR_DRIVERS", "VhostUserTransport"]
 
 Steps = Generator[Any, int, Any]
 _FLAGS = getattr(os, "EFD_NONBLOCK", 0) | getattr(os, "EFD_CLOEXEC", 0)
 
 
+NOT_FOR_DRIVERS = (Feature.RING_RESET, Feature.NOTIFICATION_DATA)
+"""What a driver above a connection is not offered: an eventfd has no room for data, and one ring is not reset through registers."""
 _PACKED_START = 1 << 15 | 1 << 31  # both wrap counters of a packed ring begin at 1
 
 
@@ -107,7 +109,7 @@ class VhostUserTransport:
 
     def device_features(self) -> Steps:
         """The features the device offers; the number of queues is what the back-end says it has."""
-        bits = self.offered & ~int(Feature.RING_RESET | Feature.NOTIFICATION_DATA)
+        bits = self.offered & ~int(NOT_FOR_DRIVERS[0] | NOT_FOR_DRIVERS[1])
         return bits if self.front_end.queues > 1 else bits & ~int(BlkFeature.MQ)
         yield
 

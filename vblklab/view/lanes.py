@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from ..errors import ConfigError
 from ..events import EVENTS
+from ..trace.kernel import leaves
 from . import style
 from .runs import RunLike, TraceEventLike, check_runs, check_unit, has_python, labels, number, unit_key
 from .style import INK, MUTED, ROOM_COLOURS, ROOM_NAMES, Draft
@@ -36,8 +37,8 @@ def lanes(run: RunLike, start_ns: int | None = None, end_ns: int | None = None, 
     """Draw which context runs when: lanes for vCPUs, KVM, iothread or main loop, host and disk; bars coloured by room.
 
     ``start_ns`` and ``end_ns`` count from the trace's first event; without them the window holds about the first three I/Os.
-    A bar lasts from its trace point to the same context's next one.  At most 3,000 bars are drawn; the caption says when more
-    were there.
+    A bar lasts from its trace point to the same context's next one; where the kernel's work ends, its last point is a line.
+    At most 3,000 bars are drawn; the caption says when more were there.
     """
     check_runs([run])
     if not run.trace:
@@ -87,7 +88,8 @@ def _bars(trace: Iterable[TraceEventLike], zero: int, first: int, last: int) -> 
     for event in trace:
         before = running.get(event.context)
         if before is not None and before.key != "wait":
-            begin, end = before.t_ns - zero, event.t_ns - zero
+            begin = before.t_ns - zero
+            end = begin if leaves(before.key, before.context) else event.t_ns - zero
             if end > first and begin < last:
                 yield _Bar(before, max(begin, first), min(end, last))
         running[event.context] = event

@@ -35,7 +35,7 @@ UNITS = {"ns": (1.0, "ns"), "us": (1e3, "µs"), "ms": (1e6, "ms")}
 _SHOWN = {
     True: {"cost table": "cost table {}", "seed": "seed {}"},
     False: {"host": "{}", "cpu": "{}", "kernel": "kernel {}", "kvm": "KVM: {}", "python": "{}", "tracing": "tracing: {}",
-            "clock": "{}", "probe cost": "probe cost {}"},
+            "kernel trace": "kernel trace: {}",            "clock": "{}", "probe cost": "probe cost {}"},
 }
 """What a caption shows of the provenance, for simulated and for other runs; the file beside an exported figure has all of it."""
 

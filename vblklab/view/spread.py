@@ -16,21 +16,21 @@ from .text import escape
 __all__ = ["spread"]
 
 LEFT, RIGHT, PLOT_PX, BINS = 76, 40, 300, 60
-_TAIL = 99.0
+_TAIL, _SPAN = 95.0, 4.0
 
 
 def spread(samples: Mapping[str, Sequence[float]], *, title: str, caption: str = "", unit: str = "us") -> go.Figure:
     """Draw the share of the samples (in ns) in each of 60 bins, an area for each name, with its median.
 
-    The axis ends at the 99th percentile of the slowest; the small print says how much lies beyond.  ``caption`` says where the samples
-    come from.
+    The axis ends where the slowest set has 95 % of its samples, or at four times its median if that is less; the small print
+    says how much lies beyond.  ``caption`` says where the samples come from.
     """
     if not 1 <= len(samples) <= len(RUN_COLOURS) or any(len(values) < 2 for values in samples.values()):
         raise ConfigError(f"spread of {len(samples)} sets of samples", f"give 1 to {len(RUN_COLOURS)}, each with at least two numbers")
     scale, unit_name = check_unit(unit)
     found = {name: np.asarray(values, float) / scale for name, values in samples.items()}
     low = min(float(values.min()) for values in found.values())
-    high = max(float(np.percentile(values, _TAIL)) for values in found.values())
+    high = max(min(float(np.percentile(values, _TAIL)), _SPAN * float(np.median(values))) for values in found.values())
     edges = np.linspace(low, max(high, low * 1.01 + 1e-9), BINS + 1)
     draft, beyond, top = Draft(), [], 0.0
     shares = {name: 100 * np.histogram(values, edges)[0] / len(values) for name, values in found.items()}

@@ -17,6 +17,7 @@ import plotly.graph_objects as go
 import traitlets
 
 from ..errors import ConfigError, VblkError
+from .deferred import deferred
 from .runs import RunLike, as_runs
 from .style import WIDTH
 from .waterfall import waterfall
@@ -46,7 +47,12 @@ def _loader() -> _Loader:
     return _Loader(bundle=_BUNDLE.read_text(encoding="utf-8"))
 
 
-class FigureWidget(go.FigureWidget):  # type: ignore[misc]
+# Through nbformat and jsonschema plotly's widget imports a parser of internationalised addresses: seconds of building a grammar.
+with deferred("rfc3987_syntax", "is_valid_syntax"):
+    _PlotlyWidget = go.FigureWidget
+
+
+class FigureWidget(_PlotlyWidget):  # type: ignore[misc, valid-type]
     """``go.FigureWidget`` whose 5 MB of plotly.js go to the browser once per kernel, not once per figure."""
 
     _esm = f"""
