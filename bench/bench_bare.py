@@ -92,10 +92,11 @@ def main() -> None:
                     found.setdefault(("bare guest, device in C", depth), []).append(in_c(folder / "bare_loop", folder, depth, khz))
     print(f"{host.flavour()}, Python {sys.version.split()[0]}, load average {os.getloadavg()[0]:.1f}; {TURNS} turns of {COUNT:,} I/Os")
     for (who, depth), times in found.items():
-        each, latency = (statistics.median(column) for column in zip(*times, strict=True))
-        ratios = sorted(one[0] / python[0] for one, python in zip(times, found["driver in Python", depth], strict=True))
-        share = f"{statistics.median(ratios):.2f} of Python's, {ratios[0]:.2f} to {ratios[-1]:.2f}"
-        print(f"iodepth {depth:2} {who:24} {each:7.0f} µs an I/O ({share}), latency p50 {latency:7.0f} µs")
+        each, latency = (sorted(column) for column in zip(*times, strict=True))
+        spread = f"{statistics.median(each):6.0f} µs an I/O ({each[0]:.0f} … {each[-1]:.0f})"
+        print(
+            f"iodepth {depth:2} {who:24} {spread:36} latency p50 {statistics.median(latency):6.0f} µs ({latency[0]:.0f} … {latency[-1]:.0f})"
+        )
 
 
 if __name__ == "__main__":
