@@ -94,9 +94,8 @@ def main() -> None:
     for (who, depth), times in found.items():
         each, latency = (sorted(column) for column in zip(*times, strict=True))
         spread = f"{statistics.median(each):6.0f} µs an I/O ({each[0]:.0f} … {each[-1]:.0f})"
-        print(
-            f"iodepth {depth:2} {who:24} {spread:36} latency p50 {statistics.median(latency):6.0f} µs ({latency[0]:.0f} … {latency[-1]:.0f})"
-        )
+        middle = f"latency p50 {statistics.median(latency):6.0f} µs ({latency[0]:.0f} … {latency[-1]:.0f})"
+        print(f"iodepth {depth:2} {who:24} {spread:36} {middle}")
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ def recipe(job: dict[str, Any] | None = None, **parts: Any) -> vb.Pipeline:
 
 
 def thread(**options: Any) -> vb.KvmMachine:
-    """Without a process for the device, which is what takes time to start."""
-    return vb.KvmMachine(device="thread", trace=False, **options)
+    """Without a process for the device and without compiled code, which are what takes time to start."""
+    return vb.KvmMachine(device="thread", trace=False, fast="off", **options)
 
 
 def combinations(ios: int) -> list[Any]:
