@@ -38,7 +38,7 @@ def test_the_packages_own_class_has_not_got_it(name: str) -> None:
 def test_a_repair_of_ones_own_is_right() -> None:
     class Repaired(UsedLength):
         def used_length(self, request: Any) -> int:
-            whole = request.written == sum(map(len, request.chain.writable))
+            whole = request.written == sum(map(len, request.writable))
             return int(request.written + ((request.type == 0 and not request.status) or whole))
 
     assert vb.check.repaired("used-length", Repaired).ok
