@@ -56,8 +56,13 @@ def test_three_buffers_lose_nothing_in_any_schedule(queue: Any) -> None:
     holds(schedules(queue=queue, buffers=3, most_states=1_000_000))
 
 
-@pytest.mark.parametrize("queue", QUEUES, ids=repr)
-@pytest.mark.parametrize("name", REMOVALS)
+def in_turn() -> list[Any]:
+    """Each removal with one format of ring; with the other one too if the run is long."""
+    pairs = [(name, queue, (at + which) % 2) for at, name in enumerate(REMOVALS) for which, queue in enumerate(QUEUES)]
+    return [pytest.param(name, queue, id=f"{name}-{queue!r}", marks=[pytest.mark.long] if other else []) for name, queue, other in pairs]
+
+
+@pytest.mark.parametrize(("name", "queue"), in_turn())
 def test_each_thing_taken_away_loses_something(name: str, queue: Any) -> None:
     taken_away(name, queue, event_idx=True)
 
