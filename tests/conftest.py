@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import shutil
@@ -33,6 +34,12 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile("suite", derandomize=True, database=None, deadline=None, suppress_health_check=slow_machine)
     settings.register_profile("long", max_examples=2000, database=None, deadline=None, print_blob=True, suppress_health_check=slow_machine)
     settings.load_profile("long" if config.getoption("--long") else "suite")
+
+
+def pytest_collection_finish() -> None:
+    # What was loaded by now stays to the end: no collection needs to look through it again, and many tests ask for one.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -72,9 +72,11 @@ def snapshot() -> Left:
 def left_since(before: Left) -> Left:
     """What is there now, was not there ``before`` and does not go away within a moment."""
     deadline = time.monotonic() + GRACE_S
-    while (left := _difference(before)) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while left := _difference(before):
         gc.collect()  # each time: what a thread still held the last time may have become garbage
+        if not (left := _difference(before)) or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
     return left
 
 
