@@ -164,6 +164,27 @@ def test_a_drawn_recipe_ends_in_the_same_bytes_at_the_same_times(seed: int) -> N
     same(fused, plain, but=("trace", "unmatched"))
 
 
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(6, 100))])
+def test_who_goes_ahead_of_what_is_due_changes_nothing(seed: int) -> None:
+    """One vCPU and many I/Os in flight: contexts pass points before what is due earlier has happened, and all times stay the same."""
+    rng = random.Random(seed)
+    app = dict(rw=rng.choice(["randread", "randrw"]), bs=rng.choice([512, 4096]), iodepth=rng.randrange(2, 40), randseed=seed)
+    disk = vb.Nvme(size=4 << 20, read_us=rng.uniform(1, 80), write_us=rng.uniform(1, 20), queue_depth=rng.choice([4, 1023]))
+    event_idx, numjobs = rng.random() < 0.8, rng.choice([1, 1, 2])
+
+    def make() -> vb.Pipeline:
+        return recipe(
+            disk=disk, device=vb.VirtioBlkDevice(event_idx=event_idx), kvm=vb.Kvm(vcpus=1), **app, numjobs=numjobs, number_ios=4000
+        )
+
+    machines = [make().boot(vb.SimMachine(fast=fast, trace=0, seed=seed)) for fast in ("auto", "off")]
+    for vm in machines:
+        vm._observer.before = lambda completed, vm=vm: setattr(vm.scheduler, "observe", None)
+    fused, plain = (left(vm, vm.run()) for vm in machines)
+    assert not machines[0].scheduler.together, "nobody went ahead"
+    same(fused, plain, but=("trace", "unmatched"))
+
+
 @pytest.mark.parametrize("make", RECIPES.values(), ids=RECIPES)
 def test_a_look_now_and_then_sees_what_the_whole_trace_says(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows of 40 yields, every other one observed: what they record is a part of the whole trace, in its order."""

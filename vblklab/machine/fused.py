@@ -2,13 +2,22 @@
 
 A context may be fused while every part it runs through is as it was written (``paths.py``).  A fused context does what the parts
 do, to the same rings, tags and requests, at the same times; what is not the usual case it leaves to the parts, by ``yield from``.
-It passes a trace point by itself while nothing else is due before the point's end; otherwise, or when somebody observes, it
-yields the time of its end, with the point for who observes.  ``tests/machine/test_fused.py`` compares times, traces and bytes.
+``tests/machine/test_fused.py`` compares times, traces and bytes.
 
-    now = t if (due := heap[0][0]) > (t := now + cost) else (yield t if due >= 0 else (t, key, *args))
+    now += cost
+    if now >= heap[0][0]:
+        now = yield now if limit >= 0 else (now, key, *args)
 
-is one trace point; only who observes puts something on the heap that is due at a negative time.  ``sched.now`` is set before
-anything that asks for it: a wait, a notification, a part's own code.
+is one trace point before something that others see or change: the context yields the time of its end if anything is due before it.
+When somebody observes, something on the heap is due at a negative time and it yields the point too.  A point whose end nobody can
+notice is passed without a look at what is due (``Scheduler.run_ahead``):
+
+* ``if held and now >= heap[0][0]``: in the device's loop, the drive's interrupt and the guest's interrupt handler, which nothing
+  preempts, between two looks at rings, tags or notifications;
+* ``if now >= limit``: in the guest's task, so far as no interrupt can reach its vCPU.
+
+A context that went ahead gives way (``if now >= heap[0][0] >= 0: now = yield now``) before it looks at or changes what is shared, and
+before a part's own code.  ``sched.now`` is set before anything that asks for it: a wait, a notification, a part's own code.
 """
 
 from __future__ import annotations
@@ -99,6 +108,7 @@ def _phase(
     exhausted = started = False
     ended_ns = alone = 0
     now: int = (yield None) if began is None else began
+    limit: int = heap[0][0]
     while True:
         while free and not exhausted:
             unit = unit or next(units, None)
@@ -134,14 +144,20 @@ def _phase(
                 if not alone % _ALONE_MOST:
                     sched.now = now
                     now = yield PAUSE
+                    limit = heap[0][0]
                 break
-            start_ns = now = (
-                t if (due := heap[0][0]) > (t := now + c_enter) else (yield t if due >= 0 else (t, "sys_enter_io_submit", io, 1))
-            )
-            if op > _WRITE or length > most or len(slot.segments) != 1 or not tags or driver.queues[queue] is not ring:
+            now += c_enter
+            if now >= limit:
+                now = yield now if limit >= 0 else (now, "sys_enter_io_submit", io, 1)
+                limit = heap[0][0] + sched.quiet_ns
+            start_ns = now
+            if op > _WRITE or length > most or len(slot.segments) != 1 or not tags:
+                if now >= heap[0][0] >= 0:
+                    now = yield now
                 sched.now = now
                 yield from iostack.submit_bio(task._bio(slot, io), None, wake)
                 now = sched.now
+                limit = heap[0][0]
             else:
                 if bio.length != length:
                     bio.length = length
@@ -157,15 +173,17 @@ def _phase(
                 rq.length = length
                 rq.segments = bio.segments
                 rq.bios = [bio]
-                now = (
-                    t
-                    if (due := heap[0][0]) > (t := now + c_bio)
-                    else (yield t if due >= 0 else (t, "bio_to_request", io, sector, length >> 9, rq.key))
-                )
+                now += c_bio
+                if now >= limit:
+                    now = yield now if limit >= 0 else (now, "bio_to_request", io, sector, length >> 9, rq.key)
+                    limit = heap[0][0] + sched.quiet_ns
                 if hctx.dispatch or driver.failed is not None or not heads or driver.queues[queue] is not ring:
+                    if now >= heap[0][0] >= 0:
+                        now = yield now
                     sched.now = now
                     yield from iostack._dispatch(hctx, rq, True)
                     now = sched.now
+                    limit = heap[0][0]
                 else:
                     header, status, _, _ = rq.pdu
                     memory[status] = 0xFF
@@ -183,19 +201,17 @@ def _phase(
                     idx = ring.avail_idx
                     avail[2 + (idx & mask)] = head
                     ring.avail_idx = (idx + 1) & 0xFFFF
-                    now = (
-                        t
-                        if (due := heap[0][0]) > (t := now + c_ring)
-                        else (yield t if due >= 0 else (t, "request_to_ring", rq.key, queue << 16 | head))
-                    )
+                    now += c_ring
+                    if now >= heap[0][0]:
+                        now = yield now if limit >= 0 else (now, "request_to_ring", rq.key, queue << 16 | head)
+                        limit = heap[0][0] + sched.quiet_ns
                     if ring.broken is None:
                         avail[1] = ring._published_idx = ring.avail_idx
                     driver.kick_decisions += 1
-                    now = (
-                        t
-                        if (due := heap[0][0]) > (t := now + c_prepare)
-                        else (yield t if due >= 0 else (t, "virtqueue_kick_prepare", queue))
-                    )
+                    now += c_prepare
+                    if now >= heap[0][0]:
+                        now = yield now if limit >= 0 else (now, "virtqueue_kick_prepare", queue)
+                        limit = heap[0][0] + sched.quiet_ns
                     new = ring._published_idx
                     old = ring._kicked_idx
                     ring._kicked_idx = new
@@ -203,19 +219,27 @@ def _phase(
                         driver.kicks += 1
                         if mmio:
                             bus.fast_mmio += 1
-                            sched.now = now = (
-                                t
-                                if (due := heap[0][0]) > (t := now + c_bell)
-                                else (yield t if due >= 0 else (t, "doorbell_fast", _NOTIFY, queue))
-                            )
+                            now += c_bell
+                            if now >= heap[0][0]:
+                                now = yield now if limit >= 0 else (now, "doorbell_fast", _NOTIFY, queue)
+                                limit = heap[0][0] + sched.quiet_ns
+                            sched.now = now
                             if registers.status & _DRIVER_OK and not registers._resetting:
                                 registers.on_notify(queue)
-                            now = t if (due := heap[0][0]) > (t := now + c_entry) else (yield t if due >= 0 else (t, "kvm_entry"))
+                            limit = heap[0][0] + sched.quiet_ns
+                            now += c_entry
+                            if now >= limit:
+                                now = yield now if limit >= 0 else (now, "kvm_entry")
+                                limit = heap[0][0] + sched.quiet_ns
                         else:
                             sched.now = now
                             yield from transport.notify(queue)
                             now = sched.now
-            now = t if (due := heap[0][0]) > (t := now + c_exit) else (yield t if due >= 0 else (t, "sys_exit_io_submit", io))
+                            limit = heap[0][0]
+            now += c_exit
+            if now >= limit:
+                now = yield now if limit >= 0 else (now, "sys_exit_io_submit", io)
+                limit = heap[0][0] + sched.quiet_ns
             slot.start_ns = start_ns
             slot.issue_ns = ended_ns = now
             if not started:
@@ -226,6 +250,8 @@ def _phase(
             depths[depth] = depths.get(depth, 0) + 1
         if not done:
             if exhausted and len(free) == all_slots:
+                if now >= heap[0][0] >= 0:
+                    now = yield now
                 break
             sched.now = now
             if poll is None:
@@ -235,26 +261,31 @@ def _phase(
                 if not done:
                     yield Wait(0)
             now = sched.now
+            limit = heap[0][0] + sched.quiet_ns
             continue
-        ended_ns = now = (
-            t
-            if (due := heap[0][0]) > (t := now + c_reap)
-            else (yield t if due >= 0 else (t, "sys_exit_io_getevents", done[-1].io, len(done)))
-        )
+        now += c_reap
+        if now >= limit:
+            now = yield now if limit >= 0 else (now, "sys_exit_io_getevents", done[-1].io, len(done))
+            limit = heap[0][0] + sched.quiet_ns
+        ended_ns = now
+        ended = ended_bytes = 0
         while done:
             bio = done.popleft()
             slot = bio.token
             if slot.op or bio.status or not plain_ends:
                 sched.now = now
                 task._reap(bio, now, measured)
+                limit = heap[0][0]
                 continue
-            shared.completed += 1
-            reads.ios += 1
-            reads.bytes += slot.length
+            ended += 1
+            ended_bytes += slot.length
             pending_reads += (slot.start_ns, slot.issue_ns, now)
-            if len(pending_reads) >= 12288:
-                reads.fold()
             free.append(slot)
+        shared.completed += ended
+        reads.ios += ended
+        reads.bytes += ended_bytes
+        if len(pending_reads) >= 12288:
+            reads.fold()
     sched.now = now
     if measured:
         stat.end_ns = ended_ns
@@ -279,29 +310,47 @@ def guest_interrupts(vm: Any, vcpu: int) -> Steps:
     elements_of: dict[Any, memoryview] = {}
     queues: Sequence[int]
     now = yield None  # the time at which it begins
+    held = sched.held
     while True:
         if mmio:
             if not pending._bits:
                 sched.now = now
                 yield WAIT
                 now = sched.now
+                held = sched.held
                 continue
-            now = t if (due := heap[0][0]) > (t := now + c_inject) else (yield t if due >= 0 else (t, "kvm_inj_virq", GSI))
+            now += c_inject
+            if held and now >= heap[0][0]:
+                now = yield now if heap[0][0] >= 0 else (now, "kvm_inj_virq", GSI)
+                held = sched.held
             driver.interrupts += 1
-            now = t if (due := heap[0][0]) > (t := now + c_handler) else (yield t if due >= 0 else (t, "vm_interrupt"))
+            now += c_handler
+            if held and now >= heap[0][0]:
+                now = yield now if heap[0][0] >= 0 else (now, "vm_interrupt")
+                held = sched.held
             bus.exits += 1
-            now = t if (due := heap[0][0]) > (t := now + c_read) else (yield t if due >= 0 else (t, "mmio_read", _CAUSES, 0, 0))
+            now += c_read
+            if now >= heap[0][0]:
+                now = yield now if heap[0][0] >= 0 else (now, "mmio_read", _CAUSES, 0, 0)
+                held = sched.held
             causes = pending._bits & 3
             if causes:
                 bus.exits += 1
-                now = t if (due := heap[0][0]) > (t := now + c_write) else (yield t if due >= 0 else (t, "mmio_write", _ACK, 1, causes))
+                now += c_write
+                if now >= heap[0][0]:
+                    now = yield now if heap[0][0] >= 0 else (now, "mmio_write", _ACK, 1, causes)
+                    held = sched.held
                 pending._bits &= ~causes
                 if level and not pending._bits:
-                    now = t if (due := heap[0][0]) > (t := now + c_lower) else (yield t if due >= 0 else (t, "kvm_set_irq", GSI, 0))
+                    now += c_lower
+                    if now >= heap[0][0]:
+                        now = yield now if heap[0][0] >= 0 else (now, "kvm_set_irq", GSI, 0)
+                        held = sched.held
                 if causes & 2:
                     sched.now = now
                     yield from driver._config_changed()
                     now = sched.now
+                    held = sched.held
             if not causes & 1 or driver.poll:
                 continue
             queues = range(len(driver.queues))
@@ -313,28 +362,37 @@ def guest_interrupts(vm: Any, vcpu: int) -> Steps:
             else:
                 yield WAIT
             now = sched.now
+            held = sched.held
             continue
         else:
             irq = max(requested)
             requested.discard(irq)
-            now = t if (due := heap[0][0]) > (t := now + c_inject) else (yield t if due >= 0 else (t, "kvm_inj_virq", irq))
+            now += c_inject
+            if held and now >= heap[0][0]:
+                now = yield now if heap[0][0] >= 0 else (now, "kvm_inj_virq", irq)
+                held = sched.held
             vector = transport.vector_of_irq(vcpu, irq)
             if vector == CONFIG_VECTOR or not transport.vectors:
+                if now >= heap[0][0] >= 0:
+                    now = yield now
                 sched.now = now
                 yield from driver.interrupt(vector)
                 now = sched.now
+                held = sched.held
                 continue
             driver.interrupts += 1
             if transport._per_queue:
                 queues = (vector - 1,)
-                now = (
-                    t
-                    if (due := heap[0][0]) > (t := now + c_own)
-                    else (yield t if due >= 0 else (t, "guest:irq_handler_entry", vector, vector - 1))
-                )
+                now += c_own
+                if now >= heap[0][0]:
+                    now = yield now if heap[0][0] >= 0 else (now, "guest:irq_handler_entry", vector, vector - 1)
+                    held = sched.held
             else:
                 queues = transport._queues
-                now = t if (due := heap[0][0]) > (t := now + c_shared) else (yield t if due >= 0 else (t, "vp_vring_interrupt"))
+                now += c_shared
+                if now >= heap[0][0]:
+                    now = yield now if heap[0][0] >= 0 else (now, "vp_vring_interrupt")
+                    held = sched.held
             if driver.poll:
                 continue
         for queue in queues:
@@ -346,7 +404,10 @@ def guest_interrupts(vm: Any, vcpu: int) -> Steps:
                 elements_of[ring] = ring._used[4 : 4 + 8 * ring.size].cast("Q")
             hctx, elements, event_at, mask, size = iostack.queues[queue], elements_of[ring], ring._used_event_at, ring._mask, ring.size
             writable, tags = ring._writable, hctx.tags
-            now = t if (due := heap[0][0]) > (t := now + c_done) else (yield t if due >= 0 else (t, "virtblk_interrupt", queue))
+            now += c_done
+            if now >= heap[0][0]:
+                now = yield now if heap[0][0] >= 0 else (now, "virtblk_interrupt", queue)
+                held = sched.held
             while True:
                 ring.callbacks = False
                 if event_idx:
@@ -356,13 +417,21 @@ def guest_interrupts(vm: Any, vcpu: int) -> Steps:
                 while True:
                     last = ring.last_used_idx
                     if used16[1] == last or ring.broken is not None:
-                        break
+                        if not now >= heap[0][0] >= 0:
+                            break
+                        now = yield now
+                        held = sched.held
+                        if used16[1] == last or ring.broken is not None:
+                            break
                     element = elements[last & mask]
                     head = element & 0xFFFFFFFF
                     if head >= size or (rq := ring._tokens[head]) is None or element >> 32 != writable[head]:
+                        if now >= heap[0][0] >= 0:
+                            now = yield now
                         sched.now = now
                         yield from driver._drain(ring)  # the device lies, or the request failed
                         now = sched.now
+                        held = sched.held
                         break
                     ring._tokens[head] = None
                     if head in ring._chains:
@@ -371,17 +440,25 @@ def guest_interrupts(vm: Any, vcpu: int) -> Steps:
                         ring._free.append(head)
                     ring.last_used_idx = (last + 1) & 0xFFFF
                     status = memory[rq.pdu[1]]
-                    now = t if (due := heap[0][0]) > (t := now + c_get) else (yield t if due >= 0 else (t, "virtqueue_get_buf", rq.key))
+                    now += c_get
+                    if held and now >= heap[0][0]:
+                        now = yield now if heap[0][0] >= 0 else (now, "virtqueue_get_buf", rq.key)
+                        held = sched.held
                     bios = rq.bios
                     bio = bios[0]
                     if status or bio.remaining != 1 or len(bios) != 1:
+                        if now >= heap[0][0] >= 0:
+                            now = yield now
                         sched.now = now
                         yield from iostack.complete(rq, _ERRNO_OF.get(status, errno.EIO) if status else 0)
                         now = sched.now
+                        held = sched.held
                         continue
-                    sched.now = now = (
-                        t if (due := heap[0][0]) > (t := now + c_end) else (yield t if due >= 0 else (t, "request_done", rq.key, bio.io))
-                    )
+                    now += c_end
+                    if held and now >= heap[0][0]:
+                        now = yield now if heap[0][0] >= 0 else (now, "request_done", rq.key, bio.io)
+                        held = sched.held
+                    sched.now = now
                     bio.remaining = 0
                     if hctx.waiters:
                         iostack._free(hctx, rq)
@@ -395,18 +472,23 @@ def guest_interrupts(vm: Any, vcpu: int) -> Steps:
                         bio.context.notify()
                     else:
                         bio.context.notified = True
-                now = (
-                    t if (due := heap[0][0]) > (t := now + c_off) else (yield t if due >= 0 else (t, "virtqueue_enable_cb_prepare", queue))
-                )
+                now += c_off
+                if now >= heap[0][0]:
+                    now = yield now if heap[0][0] >= 0 else (now, "virtqueue_enable_cb_prepare", queue)
+                    held = sched.held
                 ring.callbacks = True
                 if event_idx:
                     avail[event_at] = ring.last_used_idx
                 else:
                     avail[0] = 0
-                now = t if (due := heap[0][0]) > (t := now + c_on) else (yield t if due >= 0 else (t, "virtqueue_enable_cb", queue))
+                now += c_on
+                if now >= heap[0][0]:
+                    now = yield now if heap[0][0] >= 0 else (now, "virtqueue_enable_cb", queue)
+                    held = sched.held
                 if ring.broken is not None or used16[1] == ring.last_used_idx:
                     break
             if hctx.dispatch or hctx.running:
                 sched.now = now
                 yield from iostack.run_hw_queue(queue)
                 now = sched.now
+                held = sched.held

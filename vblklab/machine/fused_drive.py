@@ -15,6 +15,7 @@ from ..device import IoOp
 from ..disk.drive import execute
 from ..events import WAIT
 from ..iostack import Op
+from .sched import Call
 from .untouched import plain_memory
 
 __all__ = ["Hardware", "HeadOp", "host_interrupts"]
@@ -53,7 +54,7 @@ class Hardware:
             return end
 
         # The link makes commands end in the order of their fetch, so all but the first stand in line instead of on the heap.
-        line: deque[tuple[int, int, Callable[[int], None]]] = deque()
+        line: deque[tuple[int, int, Call]] = deque()
 
         def end(rq: Any, now: int) -> None:
             line.popleft()
@@ -69,14 +70,16 @@ class Hardware:
             else:
                 error = execute(store, rq.op, rq.sector << 9, rq.length, views, getattr(rq.bios[0], "unmap", True))
             if sched.observe is not None:
+                sched.now = now
                 trace(("nvme_cqe", rq.key))
             completion.append((rq, error))
             if irq.waiting:
+                sched.now = now
                 notify()
             else:
                 irq.notified = True
 
-        ends = [partial(end, rq) for rq in vm._host_stack.queues[0].requests]
+        ends = [Call(partial(end, rq)) for rq in vm._host_stack.queues[0].requests]
 
         def fetch(rq: Any, now: int) -> None:
             if sched.observe is not None:
@@ -86,7 +89,7 @@ class Hardware:
             if not line:
                 heappush(heap, entry)
             elif rq.op > _WRITE or entry[0] < line[-1][0]:  # a flush does not cross the link
-                heappush(heap, (*entry[:2], partial(drive._end, rq)))
+                sched.clockwork(entry[0], partial(drive._end, rq))
                 return
             line.append(entry)
 
@@ -114,31 +117,44 @@ def host_interrupts(vm: Any) -> Steps:
     tags = hctx.tags
     vcpu_may_wait = not vm._bus._fast
     now = yield None  # the time at which it begins
+    held = sched.held
     while True:
         if not completion:
             sched.now = now
             yield WAIT
             now = sched.now
+            held = sched.held
             continue
         first = True
         while completion:
             rq, error = completion.popleft()
             driver.free += 1
             if first:
-                now = t if (due := heap[0][0]) > (t := now + c_first) else (yield t if due >= 0 else (t, "nvme_interrupt", rq.key, 0))
+                now += c_first
+                if held and now >= heap[0][0]:
+                    now = yield now if heap[0][0] >= 0 else (now, "nvme_interrupt", rq.key, 0)
+                    held = sched.held
                 first = False
             else:
-                now = t if (due := heap[0][0]) > (t := now + c_next) else (yield t if due >= 0 else (t, "nvme_irq", rq.key))
+                now += c_next
+                if held and now >= heap[0][0]:
+                    now = yield now if heap[0][0] >= 0 else (now, "nvme_irq", rq.key)
+                    held = sched.held
             bios = rq.bios
             bio = bios[0]
             if bio.remaining != 1 or len(bios) != 1:
+                if now >= heap[0][0] >= 0:
+                    now = yield now
                 sched.now = now
                 yield from host.complete(rq, error)
                 now = sched.now
+                held = sched.held
                 continue
-            sched.now = now = (
-                t if (due := heap[0][0]) > (t := now + c_end) else (yield t if due >= 0 else (t, "host:request_done", rq.key, bio.io))
-            )
+            now += c_end
+            if now >= heap[0][0]:
+                now = yield now if heap[0][0] >= 0 else (now, "host:request_done", rq.key, bio.io)
+                held = sched.held
+            sched.now = now
             if error:
                 bio.status = error
             bio.remaining = 0
@@ -158,3 +174,4 @@ def host_interrupts(vm: Any) -> Steps:
             sched.now = now
             yield from host.run_hw_queue(0)
             now = sched.now
+            held = sched.held

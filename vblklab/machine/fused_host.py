@@ -78,10 +78,12 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
     rings: dict[int, _Ring] = {}
     tails: dict[int, memoryview] = {}  # status bytes by address
     now = yield None  # the time at which it begins
+    held = sched.held
     while True:
         work = False
         completed = engine._done
         if completed:
+            sched.quiet_ns = 0  # an interrupt is near
             engine._done = []
             engine.in_flight -= len(completed)
             work = True
@@ -94,6 +96,7 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                             spent.ring.ops[spent.request.chain.head] = None
                     yield from device.complete_batch(completed)
                     now = sched.now
+                    held = sched.held
                     break
             else:
                 touched = {}
@@ -113,43 +116,51 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                     idx = queue.used_idx
                     op.ring.elements[idx & queue._mask] = written << 32 | request.chain.head
                     queue.used_idx = (idx + 1) & 0xFFFF
-                    now = (
-                        t
-                        if (due := heap[0][0]) > (t := now + c_fill)
-                        else (yield t if due >= 0 else (t, "completion_to_ring", request.key, 0, 0, written))
-                    )
+                    now += c_fill
+                    if held and now >= heap[0][0]:
+                        now = yield now if heap[0][0] >= 0 else (now, "completion_to_ring", request.key, 0, 0, written)
+                        held = sched.held
                     touched[number] = queue
                 if engine.batch:
+                    if now >= heap[0][0] >= 0:
+                        now = yield now
                     sched.now = now
                     yield from engine.flush()
                     now = sched.now
+                    held = sched.held
                 for number, queue in touched.items():
                     if device.queues.get(number) is not queue and not device._owns(queue):
                         continue
+                    if now >= heap[0][0] >= 0:
+                        now = yield now
+                        held = sched.held
                     new = queue.used_idx
                     count = (new - queue._flushed_idx) & 0xFFFF
                     queue._flushed_idx = new
                     queue.in_flight -= count
                     queue._used16[1] = new
                     device.notify_decisions += 1
-                    now = (
-                        t
-                        if (due := heap[0][0]) > (t := now + c_flush)
-                        else (yield t if due >= 0 else (t, "virtqueue_flush", number, count))
-                    )
+                    now += c_flush
+                    if now >= heap[0][0]:
+                        now = yield now if heap[0][0] >= 0 else (now, "virtqueue_flush", number, count)
+                        held = sched.held
                     if (device.queues.get(number) is not queue and not device._owns(queue)) or not queue.should_notify():
                         continue
                     if irqfd:
                         interrupt.notifies += 1
                         pending._bits |= 1
-                        sched.now = now = (
-                            t if (due := heap[0][0]) > (t := now + c_irqfd) else (yield t if due >= 0 else (t, "irqfd", number, GSI, 1))
-                        )
+                        now += c_irqfd
+                        if now >= heap[0][0]:
+                            now = yield now if heap[0][0] >= 0 else (now, "irqfd", number, GSI, 1)
+                            held = sched.held
+                        sched.now = now
                         wake_vcpu()
                     else:
                         sched.now = now
                         yield from interrupt.notify(number)
                         now = sched.now
+                        held = sched.held
+            sched.quiet_ns = sched.quiet_most
         while device._kicked and not device.resetting:
             work = True
             number = device._kicked.pop()
@@ -157,8 +168,11 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
             inside = device._inside
             if queue is None or device.broken is not None or number in inside or device.resubmits(number):
                 sched.now = now
+                sched.quiet_ns = 0
                 yield from device.handle_output(number)
+                sched.quiet_ns = sched.quiet_most
                 now = sched.now
+                held = sched.held
                 continue
             ring = rings.get(number)
             if ring is None or ring.queue is not queue:
@@ -174,20 +188,30 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
             )
             inside.add(number)
             try:
-                now = t if (due := heap[0][0]) > (t := now + c_notify) else (yield t if due >= 0 else (t, "virtio_queue_notify", number))
+                now += c_notify
+                if now >= heap[0][0]:
+                    now = yield now if heap[0][0] >= 0 else (now, "virtio_queue_notify", number)
+                    held = sched.held
+                plain = threes and (queue._shadow_avail_idx - queue.last_avail_idx) & 0xFFFF <= size
                 while device.queues.get(number) is queue:
                     if queue.notification:
                         queue.set_notification(False)
-                    while device.queues.get(number) is queue:
+                    while not held or device.queues.get(number) is queue:
                         last = queue.last_avail_idx
                         shadow = queue._shadow_avail_idx
                         if shadow == last:
+                            if now >= heap[0][0] >= 0:
+                                now = yield now
+                                held = sched.held
+                                if device.queues.get(number) is not queue:
+                                    break
                             queue._shadow_avail_idx = shadow = avail[1]
                             if shadow == last:
                                 break
+                            plain = threes and (shadow - last) & 0xFFFF <= size
                         head = avail[2 + (last & mask)]
                         segments = None
-                        if head < size and threes and (shadow - last) & 0xFFFF <= size and queue.in_flight < size:
+                        if plain and head < size and queue.in_flight < size:
                             at, half = unpack_two(desc, head << 4)
                             if half == INDIRECT and at + 48 <= end_of_memory:
                                 header, header_half, data, half, tail, tail_half = unpack_three(memory, at)
@@ -200,9 +224,17 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                             if request.left or kind != _KIND[half >> 32]:
                                 segments = None
                         if segments is None:
+                            if now >= heap[0][0] >= 0:
+                                now = yield now
                             sched.now = now
+                            sched.quiet_ns = 0
                             yield from device.serve_one(queue)
+                            sched.quiet_ns = sched.quiet_most
                             now = sched.now
+                            held = sched.held
+                            if device.queues.get(number) is not queue:
+                                break
+                            plain = threes and (queue._shadow_avail_idx - queue.last_avail_idx) & 0xFFFF <= size
                             continue
                         if op.segments is not segments:
                             op.segments = request.data = segments
@@ -214,12 +246,12 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                         queue.last_avail_idx = (last + 1) & 0xFFFF
                         queue.in_flight += 1
                         sectors = op.length >> 9
-                        if (due := heap[0][0]) > (t := now + (c_write if kind else c_read)):
-                            now = t
-                        else:
-                            now = yield t if due >= 0 else (t, "pop_write" if kind else "pop_read", request.key, sector, sectors)
+                        now += c_write if kind else c_read
+                        if held and now >= heap[0][0]:
+                            now = yield now if heap[0][0] >= 0 else (now, "pop_write" if kind else "pop_read", request.key, sector, sectors)
+                            held = sched.held
                             if device.queues.get(number) is not queue and not device._owns(queue):
-                                continue
+                                break
                         if (
                             sector & block_mask
                             or sectors & block_mask
@@ -227,9 +259,16 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                             or (kind and device.read_only)
                         ):
                             ops[head] = None
+                            if now >= heap[0][0] >= 0:
+                                now = yield now
                             sched.now = now
+                            sched.quiet_ns = 0
                             yield from device.handle_request(request)
+                            sched.quiet_ns = sched.quiet_most
                             now = sched.now
+                            held = sched.held
+                            if device.queues.get(number) is not queue:
+                                break
                             continue
                         request.left = 1
                         op.remaining = 1
@@ -240,17 +279,18 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                     if batch:
                         engine.batch = []
                         op = batch[0]
-                        now = (
-                            t
-                            if (due := heap[0][0]) > (t := now + c_submit)
-                            else (yield t if due >= 0 else (t, "host:sys_enter_io_submit", op.io))
-                        )
+                        now += c_submit
+                        if now >= heap[0][0]:
+                            now = yield now if heap[0][0] >= 0 else (now, "host:sys_enter_io_submit", op.io)
+                            held = sched.held
                         if len(batch) > 1:
                             now = yield from _submit_plugged(vm, batch, fetch, now)
+                            held = sched.held
                         elif type(op) is not HeadOp or op.length > most or not tags:
                             sched.now = now
                             yield from host.submit_bio(op, None, wake)
                             now = sched.now
+                            held = sched.held
                         else:
                             rq = requests[tags.pop()]
                             rq.op = op.op
@@ -258,32 +298,35 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                             rq.length = length = op.length
                             rq.segments = op.segments
                             rq.bios = batch
-                            now = (
-                                t
-                                if (due := heap[0][0]) > (t := now + c_bio)
-                                else (yield t if due >= 0 else (t, "host:bio_to_request", op.io, sector, length >> 9, rq.key))
-                            )
+                            now += c_bio
+                            if held and now >= heap[0][0]:
+                                now = yield now if heap[0][0] >= 0 else (now, "host:bio_to_request", op.io, sector, length >> 9, rq.key)
+                                held = sched.held
                             if hctx.dispatch or not driver.free or driver._held:
+                                if now >= heap[0][0] >= 0:
+                                    now = yield now
                                 sched.now = now
                                 yield from host._dispatch(hctx, rq, True)
                                 now = sched.now
+                                held = sched.held
                             else:
                                 driver.free -= 1
-                                now = (
-                                    t
-                                    if (due := heap[0][0]) > (t := now + c_command)
-                                    else (yield t if due >= 0 else (t, "nvme_command", rq.key, 0))
-                                )
+                                now += c_command
+                                if held and now >= heap[0][0]:
+                                    now = yield now if heap[0][0] >= 0 else (now, "nvme_command", rq.key, 0)
+                                    held = sched.held
                                 fetch(rq, now)
-                    now = t if (due := heap[0][0]) > (t := now + c_empty) else (yield t if due >= 0 else (t, "virtio_queue_empty", number))
+                    now += c_empty
+                    if now >= heap[0][0]:
+                        now = yield now if heap[0][0] >= 0 else (now, "virtio_queue_empty", number)
+                        held = sched.held
                     if device.queues.get(number) is not queue:
                         break
                     queue.set_notification(True)
-                    now = (
-                        t
-                        if (due := heap[0][0]) > (t := now + c_on)
-                        else (yield t if due >= 0 else (t, "virtio_queue_set_notification", number, 1))
-                    )
+                    now += c_on
+                    if now >= heap[0][0]:
+                        now = yield now if heap[0][0] >= 0 else (now, "virtio_queue_set_notification", number, 1)
+                        held = sched.held
                     if number in device._again:
                         device._again.discard(number)
                     elif queue.recheck():
@@ -292,6 +335,7 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                 device.failed(number, error)
                 yield from engine.flush()
                 now = sched.now
+                held = sched.held
             finally:
                 device.leave(number)
         if device._stopping:
@@ -302,6 +346,7 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
             sched.now = now
             yield WAIT
             now = sched.now
+            held = sched.held
 
 
 def _submit_plugged(vm: Any, batch: list[Any], fetch: Callable[[Any, int], None], now: int) -> Steps:
@@ -312,13 +357,17 @@ def _submit_plugged(vm: Any, batch: list[Any], fetch: Callable[[Any, int], None]
     tags, requests = hctx.tags, hctx.requests
     most = 0 if host._cut_always else host._max_bytes
     plug = Plug()
+    held = sched.held
     touching: set[int] = set()  # where plugged requests begin and end, as sectors: only there can an operation join one
     for op in batch:
         length, sector = op.length, op.sector
         if type(op) is not HeadOp or length > most or not tags:
+            if now >= heap[0][0] >= 0:
+                now = yield now
             sched.now = now
             yield from host.submit_bio(op, plug, wake)
             now = sched.now
+            held = sched.held
             for rq in plug:
                 touching |= {rq.sector, rq.sector + (rq.length >> 9)}
             continue
@@ -329,16 +378,17 @@ def _submit_plugged(vm: Any, batch: list[Any], fetch: Callable[[Any, int], None]
                 touching |= {sector, after}
                 sched.now = now
                 now = yield (host._e_merged[merged[0]], op.io, sector, length >> 9, merged[2])
+                held = sched.held
                 continue
-        now = (
-            t
-            if (due := heap[0][0]) > (t := now + c_queue)
-            else (yield t if due >= 0 else (t, "host:block_bio_queue", op.io, sector, length >> 9))
-        )
+        now += c_queue
+        if now >= heap[0][0]:
+            now = yield now if heap[0][0] >= 0 else (now, "host:block_bio_queue", op.io, sector, length >> 9)
+            held = sched.held
         if not tags:
             sched.now = now
             yield from host._submit_part(op, sector, length, op.segments, plug, wake)
             now = sched.now
+            held = sched.held
             continue
         rq = requests[tags.pop()]
         rq.op = op.op
@@ -346,12 +396,16 @@ def _submit_plugged(vm: Any, batch: list[Any], fetch: Callable[[Any, int], None]
         rq.length = length
         rq.segments = op.segments
         rq.bios = [op]
-        now = t if (due := heap[0][0]) > (t := now + c_tag) else (yield t if due >= 0 else (t, "host:block_getrq", op.io, rq.key))
+        now += c_tag
+        if held and now >= heap[0][0]:
+            now = yield now if heap[0][0] >= 0 else (now, "host:block_getrq", op.io, rq.key)
+            held = sched.held
         plug.append(rq)
         touching.add(sector)
         touching.add(after)
         if len(plug) >= _PLUG_MAX:
             now = yield from _flush_plug(vm, plug, fetch, now)
+            held = sched.held
     return (yield from _flush_plug(vm, plug, fetch, now))
 
 
@@ -364,22 +418,38 @@ def _flush_plug(vm: Any, plug: Plug, fetch: Callable[[Any, int], None], now: int
     plug.clear()
     if not requests:
         return now
-    now = t if (due := heap[0][0]) > (t := now + c_unplug) else (yield t if due >= 0 else (t, "host:block_unplug", 0, len(requests)))
+    full = bool(hctx.dispatch) or driver.free < len(requests)
+    if full and now >= heap[0][0] >= 0:  # the drive's interrupt may submit some of them: nothing goes ahead of it
+        now = yield now
+    held = full or sched.held
+    now += c_unplug
+    if held and now >= heap[0][0]:
+        now = yield now if heap[0][0] >= 0 else (now, "host:block_unplug", 0, len(requests))
+        held = full or sched.held
     last = requests[-1]
     for rq in requests:
         if hctx.dispatch or not driver.free:
+            if now >= heap[0][0] >= 0:
+                now = yield now
             sched.now = now
             yield from host._dispatch(hctx, rq, rq is last)
             now = sched.now
+            held = True
             continue
         driver.free -= 1
         if rq is not last:
             driver._held.append(rq)
-            now = t if (due := heap[0][0]) > (t := now + c_held) else (yield t if due >= 0 else (t, "nvme_queue_rq", rq.key))
+            now += c_held
+            if held and now >= heap[0][0]:
+                now = yield now if heap[0][0] >= 0 else (now, "nvme_queue_rq", rq.key)
+                held = full or sched.held
             continue
-        now = t if (due := heap[0][0]) > (t := now + c_command) else (yield t if due >= 0 else (t, "nvme_command", rq.key, 0))
-        held, driver._held = driver._held, []
-        for other in held:
+        now += c_command
+        if held and now >= heap[0][0]:
+            now = yield now if heap[0][0] >= 0 else (now, "nvme_command", rq.key, 0)
+            held = full or sched.held
+        queued, driver._held = driver._held, []
+        for other in queued:
             fetch(other, now)
         fetch(rq, now)
     return now

@@ -1,10 +1,11 @@
 """The simulator's scheduler: contexts on CPUs, one heap of times, interrupts at trace points only.
 
 A trace point is hit at a time, then its cost passes on the context's CPU, then the context goes on; the code between two
-yields happens in an instant.  While nothing else is due earlier the context goes on without touching the heap.
+yields happens in an instant.  While nothing else is due earlier the context goes on without touching the heap.  Of two contexts that
+are due at the same time the one that was added first runs first.
 
-A fused context (``fused.py``) passes a trace point by itself if nothing is due before the point's end; else it yields the time of its
-end, or (end, key, …) for who observes.
+A fused context (``fused.py``) passes a trace point by itself if nothing is due before the point's end or nobody can notice; else it
+yields the time of its end, or (end, key, …) for who observes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
-from heapq import heappop, heappush, heapreplace
+from heapq import heappop, heappush, heappushpop
 from itertools import chain, count, repeat
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..errors import ConfigError
 from ..events import EVENTS, GROUPS, WAIT, Spend, Wait
 from .costs import CostTable
 
-__all__ = ["PAUSE", "Context", "Cpu", "Fused", "Scheduler"]
+__all__ = ["PAUSE", "Call", "Context", "Cpu", "Fused", "Scheduler"]
 
 
 class Cpu:
@@ -41,7 +42,7 @@ class Context:
 
     __slots__ = (
         "_scheduler", "cpu", "done", "generator", "interrupt_ns", "name", "notified", "notify",
-        "resume", "send", "serial", "started", "task", "waiting", "wake_ns", "watched",
+        "rank", "resume", "send", "serial", "started", "task", "waiting", "wake_ns", "watched",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +50,7 @@ class Context:
     ) -> None:
         self.name = name
         self.cpu = cpu
+        self.resume: Callable[[int], Any] = partial(scheduler._plain, self)
         self.generator = generator
         self.send = generator.send
         self.watched: Callable[[Any], Any] | None = None
@@ -57,6 +59,7 @@ class Context:
         self.waiting = True
         self.notified = False
         self.serial = 0
+        self.rank = len(scheduler.contexts)  # of two that are due at the same time the lower goes first
         self.started = False
         self.done = False
         self.task = False
@@ -82,22 +85,25 @@ class Fused(Context):
     __slots__ = ()
 
 
-class _Timer:
-    __slots__ = ("context", "serial")
+class Call:
+    """Something on the heap that is no context: ``resume(now)`` at its time."""
 
-    def __init__(self, context: Context) -> None:
-        self.context = context
-        self.serial = context.serial
+    __slots__ = ("resume",)
+
+    def __init__(self, resume: Callable[[int], Any]) -> None:
+        self.resume = resume
 
 
 _FOREVER = 1 << 62
 PAUSE = object()
 """Yielded by a fused context that has gone on long without a switch: the end of a chunk, for who waits between chunks."""
-_DUE = (-1, 0, None)  # earlier than everything: a fused context that finds it on the heap passes no trace point by itself
+_DUE = (-(1 << 62), 0, None)  # earlier than everything: a fused context that finds it on the heap passes no trace point by itself
+_GOES_ON = -1  # the rank of who was running
 
 
-def _look() -> None:
-    """On the heap as something due now: makes the running context stop, so that an interrupt can be taken."""
+_LOOK = Call(lambda now: None)
+"""On the heap as something due now: makes the running context stop, so that an interrupt can be taken."""
+_STOP, _END = object(), object()  # what a turn among fused contexts returns when the budget has ended, and when all has
 
 
 class Scheduler:
@@ -113,11 +119,13 @@ class Scheduler:
         self.tasks_left = 0
         self.fused = False
         self.observe: Callable[[int, Context, Any], None] | None = None
-        self._heap: list[tuple[int, int, Any]] = [(_FOREVER, 0, _look)]
-        self._order = count(1)
+        self._heap: list[tuple[int, int, Any]] = [(_FOREVER, 0, Call(self._nothing_left))]
+        self._order = count(1 << 20)  # for what is no context and comes after them
         self._interleave = interleave
         self._costs = costs
         self.table: dict[str, int] = {}
+        self.called = False
+        self.keep_together()
         self.refresh()
 
     def refresh(self) -> None:
@@ -134,8 +142,14 @@ class Scheduler:
         return self._heap[0][0]
 
     def at(self, when: int, call: Callable[[int], None]) -> None:
-        """Call ``call(when)`` at a time: the hardware's own clockwork, outside all contexts."""
-        heappush(self._heap, (when, next(self._order), call))
+        """Call ``call(when)`` at a time; it may change anything."""
+        self.called = True
+        self.keep_together()
+        self.clockwork(when, call)
+
+    def clockwork(self, when: int, call: Callable[[int], None]) -> None:
+        """The same for the hardware's own ends of work, which touch no more than its interrupt."""
+        heappush(self._heap, (when, next(self._order), Call(partial(self._called, call))))
 
     def add(
         self,
@@ -151,16 +165,32 @@ class Scheduler:
         context = Context(
             self, name, cpu, generator, wake_ns=round(wake_ns), interrupt_ns=None if interrupt_ns is None else round(interrupt_ns)
         )
+        self.keep_together()
         self.contexts.append(context)
         if task:
             self.tasks_left += 1
             context.task = True
         return context
 
+    def run_ahead(self, quiet_ns: int) -> None:
+        """Fused contexts may pass trace points before what is due earlier has happened, where that cannot make a difference.
+
+        ``held`` is then False: nobody can see or change what a context does until it next looks at what is shared, so it goes that far.
+        ``quiet_ns``: so long after what is due next no interrupt reaches a vCPU; the device's loop sets it to 0 from the first
+        completion on until it has sent the interrupt.
+        """
+        self.together = False
+        self.quiet_ns = self.quiet_most = quiet_ns
+
+    def keep_together(self) -> None:
+        """Whatever is new may meet the contexts anywhere: none goes ahead of what is due any more."""
+        self.together = self.held = True
+        self.quiet_ns = self.quiet_most = 0
+
     # -- notifications ---------------------------------------------------------------------------------------------------
 
-    def _push(self, when: int, what: Any) -> None:
-        heappush(self._heap, (when, next(self._order), what))
+    def _push(self, when: int, context: Context) -> None:
+        heappush(self._heap, (when, context.rank, context))
 
     def notify(self, context: Context) -> None:
         """The one way to wake a context."""
@@ -172,7 +202,7 @@ class Scheduler:
         cpu = context.cpu
         if cpu.current is None:
             cpu.current = context
-            heappush(self._heap, (self.now + context.wake_ns, next(self._order), context))
+            heappush(self._heap, (self.now + context.wake_ns, context.rank, context))
         elif cpu.current is context:  # it kept its CPU while it waited outside guest mode
             self._push(self.now + context.wake_ns, context)
         elif context.interrupt_ns is not None:
@@ -194,7 +224,7 @@ class Scheduler:
 
     def _look_soon(self, cpu: Cpu) -> None:
         """An interrupt waits: the running context stops at its next trace point."""
-        self._push(self.now, _look)
+        heappush(self._heap, (self.now, next(self._order), _LOOK))
         running = cpu.current
         if type(running) is Fused and running.interrupt_ns is None:
             running.resume = partial(self._resume, running)
@@ -219,72 +249,73 @@ class Scheduler:
 
     def run(self, points: int) -> bool:
         """Go over at most ``points`` yields; True if anything is left to run."""
-        if self.fused and self.observe is None and self._interleave is None:
+        watched = self.observe is not None or self._interleave is not None
+        self.held = self.together or watched
+        if self.fused and not watched:
             return self._run_fused(points)
         heap = self._heap
         budget = repeat(None, points)
         while True:
-            now, order, context = heappop(heap)
+            now, _, context = heappop(heap)
             if not isinstance(context, Context):
-                if not self._not_a_context(now, context):
+                if context.resume(now) is _END:
                     return False
             elif context.cpu.pending is not None and not context.cpu.masked and context.interrupt_ns is None:
                 self._preempt(context, now)
-            elif self._turn(context, now, order, None, budget):
+            elif self._turn(context, now, None, budget):
                 return True
 
     def _run_fused(self, points: int) -> bool:
         """The same for fused contexts that nobody observes; all others get their turn from it too."""
-        heap, order = self._heap, self._order
-        budget = repeat(None, points)
-        now, place, context = heappop(heap)
+        heap = self._heap
+        budget = self._budget = repeat(None, points)
+        now, rank, context = heappop(heap)
         for _ in budget:
-            if type(context) is Fused:
-                self.now = now
-                try:
-                    resume = context.resume
-                    ev = resume(now)
-                except StopIteration:
-                    if self._ended(context):
-                        return True
-                else:
-                    if type(ev) is int:  # it has looked: something is due before that time
-                        now, place, context = heapreplace(heap, (ev, next(order), context))
+            self.now = now
+            resume = context.resume
+            try:
+                ev = resume(now)
+            except StopIteration:
+                if self._ended(context):
+                    return True
+            else:
+                if type(ev) is int:  # it has looked: something is due before that time
+                    now, rank, context = heappushpop(heap, (ev, context.rank, context))
+                    continue
+                if ev is WAIT:
+                    if context.notified:
+                        context.notified = False
+                        now = self.now
                         continue
-                    if ev is WAIT:
-                        if context.notified:
-                            context.notified = False
-                            now = self.now
-                            continue
-                        context.waiting = True
-                        cpu = context.cpu
-                        if not cpu.masked:
-                            if cpu.pending is None and cpu.preempted is None and not cpu.ready:
-                                cpu.current = None
-                            else:
-                                self._next(cpu)
-                        now, place, context = heappop(heap)
-                        continue
+                    context.waiting = True
+                    cpu = context.cpu
+                    if not cpu.masked:
+                        if cpu.pending is None and cpu.preempted is None and not cpu.ready:
+                            cpu.current = None
+                        else:
+                            self._next(cpu)
+                elif ev is not None:
                     if ev is PAUSE:
-                        heappush(heap, (self.now, place, context))
+                        heappush(heap, (self.now, _GOES_ON, context))
                         return True
-                    if ev is not None and self._turn(context, now, place, ev, budget):
+                    if ev is _STOP:
                         return True
-            elif type(context) is partial:
-                self.now = now
-                context(now)
-            elif type(context) is not Context:
-                if not self._not_a_context(now, context):
-                    return False
-            elif context.cpu.pending is not None and not context.cpu.masked and context.interrupt_ns is None:
-                self._preempt(context, now)
-            elif self._turn(context, now, place, None, chain((None,), budget)):
-                return True
-            now, place, context = heappop(heap)
-        heappush(heap, (now, place, context))
+                    if ev is _END:
+                        return False
+                    if self._turn(context, now, ev, budget):
+                        return True
+            now, rank, context = heappop(heap)
+        heappush(heap, (now, rank, context))
         return True
 
-    def _turn(self, context: Context, now: int, order: int, ev: Any, budget: Iterator[None]) -> bool:
+    def _plain(self, context: Context, now: int) -> Any:
+        """The turn of a context that is not fused, among fused ones."""
+        if context.cpu.pending is not None and not context.cpu.masked and context.interrupt_ns is None:
+            self._preempt(context, now)
+            return None
+        return _STOP if self._turn(context, now, None, chain((None,), self._budget)) else None
+
+    def _turn(self, context: Context, now: int, ev: Any, budget: Iterator[None]) -> bool:
         """Run a context until it stops, on from ``ev`` if it has yielded that already.
 
         True when the budget or the last task has ended.
@@ -309,10 +340,10 @@ class Scheduler:
                         cost = jitter(cost)
                     self.now = now = argument = self.now + cost
                     if heap[0][0] <= now:
-                        heappush(heap, (now, next(self._order), context))
+                        heappush(heap, (now, context.rank, context))
                         return False
                 elif type(ev) is int and type(context) is Fused:
-                    heappush(heap, (ev, next(self._order), context))
+                    heappush(heap, (ev, context.rank, context))
                     return False
                 elif ev is WAIT:
                     if not context.notified:
@@ -336,7 +367,7 @@ class Scheduler:
         except StopIteration:
             return self._ended(context)
         context.started = argument is not None  # the budget may have ended before its first step
-        heappush(heap, (now, order, context))  # in its old place: where the budget ends must change nothing
+        heappush(heap, (now, _GOES_ON, context))  # where the budget ends must change nothing
         return True
 
     def _resume(self, context: Context, now: int) -> Any:
@@ -366,19 +397,18 @@ class Scheduler:
             self.tasks_left -= 1
         return context.task and not self.tasks_left
 
-    def _not_a_context(self, now: int, what: Any) -> bool:
-        """A timer, a call of the hardware, or the end of everything (False)."""
-        if type(what) is _Timer:
-            self.now = now
-            if what.context.waiting and what.serial == what.context.serial:
-                self.notify(what.context)
-        elif what is not _look:
-            self.now = now
-            what(now)
-        elif now == _FOREVER:
-            self._heap.append((_FOREVER, 0, _look))
-            return False
-        return True
+    def _called(self, call: Callable[[int], None], now: int) -> None:
+        self.now = now
+        call(now)
+
+    def _timer(self, context: Context, serial: int, now: int) -> None:
+        self.now = now
+        if context.waiting and serial == context.serial:
+            self.notify(context)
+
+    def _nothing_left(self, now: int) -> Any:
+        heappush(self._heap, (_FOREVER, 0, Call(self._nothing_left)))
+        return _END
 
     def _other(self, ev: Any, context: Context, cpu: Cpu) -> bool:
         """A wait with a deadline, or work whose cost is given; True if the context stops here."""
@@ -401,7 +431,7 @@ class Scheduler:
             self._next(cpu)
             return True
         context.waiting = True
-        self._push(ev.until_ns, _Timer(context))
+        heappush(self._heap, (ev.until_ns, next(self._order), Call(partial(self._timer, context, context.serial))))
         if not cpu.masked:
             self._next(cpu)
         return True

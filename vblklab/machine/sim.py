@@ -24,7 +24,7 @@ from .base import Recipe, build_run, default_vcpus, deferred_interrupt, fresh, f
 from .costs import CostTable
 from .like import NO_HOST, shape_of
 from .observe import Observer, Seen, trace_event
-from .paths import Choice, choose, fuse
+from .paths import Choice, choose, fuse, lead
 from .sched import Context, Cpu, Scheduler
 from .where import Where, where
 from .wire import wire
@@ -218,7 +218,7 @@ class SimVm:
             seed=rng.getrandbits(64),
         )
         hardware = sched.add("drive", Cpu("disk"), _never())  # never runs; its trace points are the drive's
-        drive = Drive(self.store, service, sched.at, self._wake_host_irq, partial(self._hardware, hardware))
+        drive = Drive(self.store, service, sched.clockwork, self._wake_host_irq, partial(self._hardware, hardware))
         driver = NvmeDriver(drive, stack, getattr(disk, "queue_depth", _HOST_TAGS))
         stack.attach(driver, limits, queues=1, tags=_HOST_TAGS, host=True)
         self._host_irq = sched.add("host irq", Cpu("host"), driver.interrupts(), wake_ns=self._ns("wake:host"))
@@ -383,8 +383,10 @@ class SimVm:
         busy = fuse(self._choices)
         for _ in range(_CHUNK):
             if not busy or not self._advance(1):
-                return
+                break
             busy = fuse(busy)
+        if ahead_ns := lead(self, self._choices):
+            self.scheduler.run_ahead(ahead_ns)
 
     def result(self, *, interrupted: bool = False) -> Run:
         """The Run so far; of use after stepping."""
