@@ -175,7 +175,7 @@ class Run:
         return waterfall(self, *others, **options)
 
     def lanes(self, **options: Any) -> Any:
-        """Swim lanes over time: vCPU, KVM, iothread, host, disk."""
+        """Swim lanes over time: vCPU, KVM, iothread, main loop, host, disk."""
         from ..view import lanes
 
         return lanes(self, **options)
