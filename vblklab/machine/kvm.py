@@ -244,6 +244,7 @@ class _MainLoop:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="vblklab main loop", daemon=True)
         self._thread.start()
+        self.native_id = self._thread.native_id or 0
 
     def arm(self, timeout_s: float) -> None:
         """Before the vCPU idles: kick it after this time at the latest, or when the control socket is readable."""
@@ -470,6 +471,9 @@ class KvmVm(LiveVm):
             "interrupts_spurious": mail[Mail.SPURIOUS],
             **kernel,
         }
+
+    def _thread_names(self) -> dict[int, str]:
+        return super()._thread_names() | {self._main_loop.native_id: "main loop"}
 
     def _more_counters(self) -> dict[str, int]:
         return self._counters

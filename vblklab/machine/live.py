@@ -537,15 +537,17 @@ class LiveVm:
         logs = (self.loop.log or [], (self._result[0] if self._result is not None else None) or [])
         ends = [each[KEPT_FIRST - 1][0] for each in logs if len(each) >= KEPT_FIRST]
         ends += [kernel.until_ns] if kernel.until_ns is not None else []
-        threads = {threading.get_native_id(): "vCPU's thread"}
-        threads |= {self._child.pid: "device"} if self._child is not None else {}
-        joined = join_kernel(log, replace(kernel, until_ns=min(ends, default=None), threads=threads))
+        joined = join_kernel(log, replace(kernel, until_ns=min(ends, default=None), threads=self._thread_names()))
         names |= joined.names
         self.notes.append(
             "kernel trace: points of the kernel carry its clock, in place of what Python would have logged for them"
             + (f"; {joined.unmatched:,} of its block events are no request's" if joined.unmatched else "")
         )
         return joined.log
+
+    def _thread_names(self) -> dict[int, str]:
+        """Who is who in the kernel's record."""
+        return {threading.get_native_id(): "vCPU's thread"} | ({self._child.pid: "device"} if self._child is not None else {})
 
     def _jobs(self) -> list[JobStat]:
         return [task.stat for task in self.tasks]
