@@ -406,6 +406,7 @@ class SimVm:
                 "tracing": f"first {len(self._observer.recorded):,} trace points kept; step times of {self.correlator.matched:,} I/Os",
                 "probe cost": "none: tracing takes no simulated time",
                 "granularity": f"{len(EVENTS)} trace points; others run only between two of them, so the counts depend on it",
+                **self._limit(),
             },
             recipe=self.recipe,
             notes=self.notes,
@@ -428,6 +429,11 @@ class SimVm:
             interrupted=interrupted,
             iolog=self.iolog,
         )
+
+    def _limit(self) -> dict[str, str]:
+        shape = self.machine.shape
+        limit = "" if shape is None else shape.limit(self.recipe)
+        return {"model": limit} if limit else {}
 
     def _as(self) -> str:
         shape = self.machine.shape
