@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -183,3 +184,43 @@ def test_a_long_run_says_how_many_ios_the_gaps_of_its_log_cut(monkeypatch: pytes
     assert (steps[:, served].max(axis=1) > 0).all(), "an I/O whose device's half was not kept is not timed"
     again = vb.recorded(tmp_path / "long.run.gz")
     assert np.array_equal(again.rows, run.rows)
+
+
+def memfds() -> list[str]:
+    names = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            names.append(os.readlink(f"/proc/self/fd/{number}"))
+    return sorted(name for name in names if "vblklab-" in name or "eventfd" in name or "kvm-" in name)
+
+
+MACHINES = [
+    pytest.param(vb.LiveMachine, id="process"),
+    pytest.param(lambda: vb.LiveMachine(device="thread"), id="thread"),
+    pytest.param(vb.VhostUserMachine, id="vhost-user"),
+    pytest.param(vb.KvmMachine, id="kvm", marks=pytest.mark.kvm),
+]
+
+
+@pytest.mark.parametrize("make", MACHINES)
+@pytest.mark.parametrize("call", ["irqfd", "intx"])
+def test_a_machine_that_was_booted_and_dropped_gives_everything_back(make: Any, call: str) -> None:
+    gc.collect()
+    before = memfds()
+    vm = recipe(kvm=vb.Kvm(call=call)).boot(make())
+    assert memfds() != before
+    del vm
+    gc.collect()
+    gc.collect()  # what the device's thread held became garbage when the first one ended it
+    assert memfds() == before
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="before Python 3.13 a mapping keeps a descriptor of its own")
+@pytest.mark.parametrize("make", MACHINES)
+def test_a_machine_that_has_run_keeps_no_descriptor_until_it_is_collected(make: Any) -> None:
+    gc.collect()
+    before = memfds()
+    vm = recipe().boot(make())
+    vm.run()
+    assert memfds() == before
+    assert len(vm.memory.read(0, 4096)) == 4096, "what lies in its memory can still be looked at"

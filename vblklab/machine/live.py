@@ -10,9 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from .live_device import (
     fence,
     recv_message,
     send_message,
+    shared,
     short_turns,
     start_child,
 )
@@ -184,7 +185,7 @@ class LiveVm:
         self._take_over(kvm, vcpus)
         size = memory_bytes(recipe, device.num_queues, device.seg_max, recipe.queue.size)
         fds, mmio, self._control = self._open_fds(size, device.num_queues, self._messages(device.num_queues))
-        self._words = memoryview(mmap(fds.words, 4096))
+        self._words = shared(fds.words, 4096)
         self._build_guest(fds.memory, size)
         setup = Setup(
             device,
@@ -239,7 +240,7 @@ class LiveVm:
 
     def _build_guest(self, memory_fd: int, size: int) -> None:
         """Our guest but for its transport: memory, a loop, driver and block layer."""
-        self.memory = GuestMemory(memoryview(mmap(memory_fd, size)), fence=fence)
+        self.memory = GuestMemory(shared(memory_fd, size), fence=fence)
         self.pages = GuestPages(self.memory, 0x1000)
         self.loop = self._make_loop()
         self._closers.append(self.loop.close)
@@ -511,6 +512,11 @@ class LiveVm:
             wait_or_kill(self._child, 5)
         for closer in reversed(self._closers):
             closer()
+
+    def __del__(self) -> None:
+        """A machine that was booted and dropped, as a notebook's cell does that runs twice."""
+        with suppress(Exception):
+            self.close()
 
     # -- the result ------------------------------------------------------------------------------------------------------
 
