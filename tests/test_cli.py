@@ -340,7 +340,7 @@ def traced(capsys: pytest.CaptureFixture[str], *args: str) -> list[tuple[float, 
     """(µs, step, trace point) of each line."""
     assert cli.main(["trace", *args]) == 0
     lines = capsys.readouterr().out.splitlines()
-    found = [re.match(r" *([\d.]+) µs  (\w\w)  .{18}  (\S+)", line) for line in lines]
+    found = [re.match(r" *([\d.]+) µs  (\w\w)  .{22}  (\S+)", line) for line in lines]
     assert all(found), lines[found.index(None)]
     return [(float(match[1]), match[2], match[3]) for match in found if match]
 

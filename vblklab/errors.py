@@ -117,15 +117,23 @@ class KvmExit(VblkError):
         self.code = code
 
 
+_SHOWN = 4
+
+
 class GuestError(VblkError):
-    """Something in a real guest went wrong.  ``output`` is the end of its console, or what the command in question printed."""
+    """Something in a real guest went wrong.  ``output`` is the end of its console, or what the command in question printed.
+
+    A notebook shows the last lines of it.
+    """
 
     def __init__(self, what: str, remedy: str = "", output: str = "") -> None:
         super().__init__(what, remedy)
         self.output = output
 
     def _render_traceback_(self) -> list[str]:
-        return [*super()._render_traceback_(), *self.output.splitlines()]
+        lines = [line for line in self.output.splitlines() if line.strip()]
+        whose = [f"the last {_SHOWN} of {len(lines)} lines (sys.last_value.output has all):"] if len(lines) > _SHOWN else []
+        return [*super()._render_traceback_(), *whose, *lines[-_SHOWN:]]
 
 
 class GuestDied(GuestError):

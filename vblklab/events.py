@@ -7,6 +7,8 @@ own models that no real system reports under that name.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,21 +107,40 @@ def expand(ev: tuple[Any, ...]) -> list[tuple[Any, ...]]:
     return [ev] if members is None else [(key, *[ev[at] for at in places]) for key, places in members]
 
 
-def event(key: str, *, step: str, cost_ns: int, args: tuple[str, ...] = (), meaning: str = "declared by the learner") -> str:
+def event(
+    key: str,
+    *,
+    step: str | None = None,
+    cost_ns: int | None = None,
+    args: Sequence[str] = (),
+    meaning: str = "declared by the learner",
+) -> str:
     """Declare a trace point of your own and return its key: ``CHECK = vb.event("my_check", step="D5", cost_ns=300)``.
 
-    The cost is yours, so figures say "stated by you".  A key may be declared again (a cell runs twice); the names this
+    ``step`` and ``cost_ns`` must be given.  The cost is yours, so figures say "stated by you".  ``args`` names the ints behind the
+    key: ``args=("vq_head",)`` for ``yield (CHECK, request.key)``.  A key may be declared again (a cell runs twice); the names this
     package declares cannot be taken.
     """
     from .errors import ConfigError
 
+    if not isinstance(key, str) or not re.fullmatch(r"\w+(:\w+)*", key):
+        raise ConfigError(f"event {key!r} is no name", 'give letters, digits and _, such as "my_check"')
     old = EVENTS.get(key)
-    if old is not None and old.cost_ns is None:
+    if (old is not None and old.cost_ns is None) or key in GROUPS or key == "wait":
         raise ConfigError(f"event {key!r} is one of vblklab's own trace points", "choose another name")
-    if step not in _STEP_NAMES:
-        raise ConfigError(f"event {key!r}: no step {step!r}", f"use one of {', '.join(s.name for s in STEPS)}")
-    if not isinstance(cost_ns, int) or cost_ns < 0:
+    steps = f"one of {', '.join(s.name for s in STEPS)}"
+    if step is None:
+        raise ConfigError(f"event {key!r} has no step", f'say to which it belongs, such as step="D5": {steps}')
+    if not isinstance(step, str) or step not in _STEP_NAMES:
+        raise ConfigError(f"event {key!r}: no step {step!r}", f"use {steps}")
+    if cost_ns is None:
+        raise ConfigError(f"event {key!r} has no cost_ns", "say how long it takes on the simulator, in ns: cost_ns=300, or cost_ns=0")
+    if not isinstance(cost_ns, int) or isinstance(cost_ns, bool) or cost_ns < 0:
         raise ConfigError(f"event {key!r}: cost_ns={cost_ns!r}", "give whole nanoseconds, 0 or more")
+    if isinstance(args, str) or not isinstance(args, Sequence) or not all(isinstance(name, str) for name in args):
+        raise ConfigError(f"event {key!r}: args={args!r}", 'give a tuple of names, such as args=("vq_head",)')
+    if not isinstance(meaning, str):
+        raise ConfigError(f"event {key!r}: meaning={meaning!r}", "give a text")
     room = {
         "D1": "app",
         "D2": "guest-stack",
@@ -137,7 +158,7 @@ def event(key: str, *, step: str, cost_ns: int, args: tuple[str, ...] = (), mean
         "U6": "driver",
         "U7": "guest-stack",
     }[step]
-    EVENTS[key] = Event(key, key, "m", step, room, args, meaning, "", cost_ns)
+    EVENTS[key] = Event(key, key, "m", step, room, tuple(args), meaning, "", cost_ns)
     return key
 
 

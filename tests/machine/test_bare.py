@@ -363,7 +363,7 @@ def test_a_long_log_with_gaps_gives_the_steps_of_the_first_ios() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vblklab.machine.bare.KEPT_FIRST", 1_000)
         run = recipe(dict(iodepth=16, number_ios=400)).run(vb.KvmMachine(device="thread"))
-    assert run.ios == run.clat.count == 400 and 20 < len(run.rows) < 120
+    assert run.ios == run.clat.count == 400 and 20 < len(run.rows) < 300
     assert (run.rows[:, 1:] >= run.rows[:, :-1]).all()
 
 

@@ -77,6 +77,9 @@ def test_a_request_passes_its_points_in_the_declared_order(transport: Any, kick:
     assert ("kvm_msi_set_irq" if call == "msi" or (call == "irqfd" and isinstance(transport, vb.Pci)) else "kvm_set_irq") in every
     assert {"kvm_apic_accept_irq", "kvm_eoi"} <= every
     assert run.counters["traced_kvm_userspace_exit"] >= run.counters["doorbell_exits"]
+    pulled = {e.context for e in run.trace or () if e.key in ("kvm_set_irq", "kvm_msi_set_irq") and e.args[1]}
+    who = "main loop, " if call != "irqfd" else "device, " if isinstance(transport, vb.Pci) else "worker "  # a message needs no worker
+    assert pulled and all(context.startswith(who) for context in pulled), pulled
     stand_ins = [
         e for e in run.trace or () if e.key in ("kvm_set_irq", "kvm_msi_set_irq", "kvm_userspace_exit") and "kernel" not in e.context
     ]

@@ -517,7 +517,7 @@ def test_a_yield_that_is_no_event_is_named_with_its_context(ev: Any, loop: LiveL
 
 def test_the_log_keeps_the_beginning_and_then_one_window_in_eight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_module, "KEPT_FIRST", 1000)
-    monkeypatch.setattr(loop_module, "_MOST", 3000)
+    monkeypatch.setattr(loop_module, "KEPT_MOST", 3000)
     now = 0
 
     def clock() -> int:

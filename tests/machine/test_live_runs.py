@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
+import re
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import vblklab as vb
+from vblklab.events import STEPS
+from vblklab.machine import live, loop
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the live machine needs Linux")
 HALVES = ["process", "thread"]
@@ -145,3 +152,75 @@ def test_a_full_disk_fails_that_request_and_nothing_else(error: int, tmp_path) -
     run = recipe(app=app, device=FullOnce, disk=vb.ImageFile(str(path))).run(vb.LiveMachine(device="thread"))
     assert (run.ios, run.errors) == (70, 10)
     assert run.jobs[0].error == 5, "the guest sees EIO for VIRTIO_BLK_S_IOERR"
+
+
+@pytest.mark.parametrize("device", HALVES)
+def test_an_io_that_takes_long_keeps_its_step_times(device: str) -> None:
+    class Slow(vb.VirtioBlkDevice):
+        def check(self, request: Any) -> int:
+            time.sleep(0.3)  # longer than two windows of a long run's log
+            return super().check(request)
+
+    app = vb.Fio(rw="randread", bs=4096, iodepth=2, number_ios=4)
+    run = recipe(app=app, device=Slow).run(vb.LiveMachine(device=device))
+    assert len(run.rows) == run.ios == 4
+    assert run.provenance["tracing"].endswith("step times of 4 I/Os")
+    assert all(stat.mean_ns > 250e6 for stat in run.steps if stat.step == "D5")
+
+
+def test_a_long_run_says_how_many_ios_the_gaps_of_its_log_cut(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for module in (loop, live):
+        monkeypatch.setattr(module, "KEPT_FIRST", 2000)
+    app = vb.Fio(rw="randread", bs=4096, iodepth=8, number_ios=1_000_000, runtime="2500ms")
+    with contextlib.closing(recipe(app=app).boot(vb.LiveMachine(device="thread"))) as vm:
+        run = vm.run()
+        vm.save(tmp_path / "long.run.gz")
+    said = re.search(r"step times of ([\d,]+) I/Os, ([\d,]+) more are cut by its gaps$", run.provenance["tracing"])
+    assert said is not None, run.provenance["tracing"]
+    timed, cut = (int(number.replace(",", "")) for number in said.groups())
+    assert 100 < timed + cut < run.ios and cut
+    steps = np.diff(run.rows, axis=1)
+    served = [number for number, step in enumerate(STEPS) if step.name in ("D5", "D6", "U2", "U3")]
+    assert (steps[:, served].max(axis=1) > 0).all(), "an I/O whose device's half was not kept is not timed"
+    again = vb.recorded(tmp_path / "long.run.gz")
+    assert np.array_equal(again.rows, run.rows)
+
+
+def memfds() -> list[str]:
+    names = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            names.append(os.readlink(f"/proc/self/fd/{number}"))
+    return sorted(name for name in names if "vblklab-" in name or "eventfd" in name or "kvm-" in name)
+
+
+MACHINES = [
+    pytest.param(vb.LiveMachine, id="process"),
+    pytest.param(lambda: vb.LiveMachine(device="thread"), id="thread"),
+    pytest.param(vb.VhostUserMachine, id="vhost-user"),
+    pytest.param(vb.KvmMachine, id="kvm", marks=pytest.mark.kvm),
+]
+
+
+@pytest.mark.parametrize("make", MACHINES)
+@pytest.mark.parametrize("call", ["irqfd", "intx"])
+def test_a_machine_that_was_booted_and_dropped_gives_everything_back(make: Any, call: str) -> None:
+    gc.collect()
+    before = memfds()
+    vm = recipe(kvm=vb.Kvm(call=call)).boot(make())
+    assert memfds() != before
+    del vm
+    gc.collect()
+    gc.collect()  # what the device's thread held became garbage when the first one ended it
+    assert memfds() == before
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="before Python 3.13 a mapping keeps a descriptor of its own")
+@pytest.mark.parametrize("make", MACHINES)
+def test_a_machine_that_has_run_keeps_no_descriptor_until_it_is_collected(make: Any) -> None:
+    gc.collect()
+    before = memfds()
+    vm = recipe().boot(make())
+    vm.run()
+    assert memfds() == before
+    assert len(vm.memory.read(0, 4096)) == 4096, "what lies in its memory can still be looked at"

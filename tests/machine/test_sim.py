@@ -357,15 +357,41 @@ def test_a_trace_point_of_the_learners_own_is_charged_and_traced_and_said_to_be_
     [
         ({"step": "D5", "cost_ns": -1}, "cost_ns=-1"),
         ({"step": "D5", "cost_ns": 1.5}, r"cost_ns=1\.5"),
-        ({"step": "D8", "cost_ns": 1}, "no step 'D8'"),
+        ({"step": "D5", "cost_ns": True}, r"cost_ns=True"),
+        ({"step": "D5"}, r"has no cost_ns: say how long it takes on the simulator, in ns: cost_ns=300"),
+        ({"step": "D8", "cost_ns": 1}, "no step 'D8': use one of D1, "),
+        ({"step": ["D5"], "cost_ns": 1}, r"no step \['D5'\]: use one of D1, "),
+        ({"cost_ns": 1}, r'has no step: say to which it belongs, such as step="D5": one of D1, '),
+        ({"step": "D5", "cost_ns": 1, "args": "vq_head"}, r"args='vq_head': give a tuple of names"),
+        ({"step": "D5", "cost_ns": 1, "args": (1,)}, r"args=\(1,\): give a tuple of names"),
+        ({"step": "D5", "cost_ns": 1, "args": 1}, r"args=1: give a tuple of names"),
+        ({"step": "D5", "cost_ns": 1, "meaning": 1}, "meaning=1: give a text"),
     ],
 )
 def test_a_trace_point_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(vb.ConfigError, match=message):
         vb.event("test_sim_bad", **options)
-    with pytest.raises(vb.ConfigError, match="one of vblklab's own"):
-        vb.event("virtqueue_pop", step="D5", cost_ns=1)
     assert "test_sim_bad" not in vb.EVENTS
+
+
+@pytest.mark.parametrize("key", ["virtqueue_pop", "pop_read", "irqfd", "wait"])
+def test_the_name_of_an_own_trace_point_or_group_cannot_be_taken(key: str) -> None:
+    before = vb.EVENTS.get(key)
+    with pytest.raises(vb.ConfigError, match="one of vblklab's own trace points: choose another name"):
+        vb.event(key, step="D5", cost_ns=1)
+    assert vb.EVENTS.get(key) is before
+
+
+@pytest.mark.parametrize("key", ["", "my check", "my,check", 5, None, ["my_check"], "line\nend"])
+def test_a_name_that_is_none_is_refused(key: Any) -> None:
+    with pytest.raises(vb.ConfigError, match='is no name: give letters, digits and _, such as "my_check"'):
+        vb.event(key, step="D5", cost_ns=1)
+
+
+def test_a_trace_point_may_be_declared_again_with_other_values() -> None:
+    vb.event("test_sim_again", step="D5", cost_ns=1)
+    assert vb.event("test_sim_again", step="U3", cost_ns=0, args=["vq_head"]) == "test_sim_again"
+    assert vb.EVENTS["test_sim_again"].step == "U3" and vb.EVENTS["test_sim_again"].args == ("vq_head",)
 
 
 def test_a_typed_error_is_one_line_in_a_notebook() -> None:

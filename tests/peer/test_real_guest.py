@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import vblklab as vb
+from vblklab.errors import GuestTimeout
 from vblklab.machine.serve import Served
 from vblklab.peer import GuestVm, LinuxGuest, VhostUserDisk
 from vblklab.peer.kernels import find_kernel
@@ -247,3 +248,9 @@ def test_every_kernel_that_debian_offers(flavour: str, tmp_path: Path) -> None:
         vm.served.start()
         assert vm.run().ios == run.ios
         assert guest_digest(vm.guest) == digest(path)
+
+
+def test_a_boot_that_takes_too_long_says_how_far_it_came() -> None:
+    with pytest.raises(GuestTimeout, match=r"did not boot within 0\.5 s \(so far: .*\): give a longer boot_timeout_s") as caught:
+        LinuxGuest(accel="tcg", boot_timeout_s=0.5).boot()
+    assert "accel='tcg'" not in str(caught.value), "it has that already"

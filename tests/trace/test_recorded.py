@@ -15,6 +15,7 @@ from vblklab._data import DATA
 from vblklab.machine.guest_run import GuestRun
 from vblklab.trace.ftrace import read_ftrace
 from vblklab.trace.guest import guest_side
+from vblklab.trace.run import TraceEvent
 
 NAMES = ("linux-ours-d1", "linux-ours-d8", "linux-qemu-d1", "linux-qemu-iothread-d1")
 SEEN = ["D1", "D2", "D3", "D4", "D5", "D6", "U3", "U4", "U6", "U7"]
@@ -112,3 +113,17 @@ def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(vb.TraceError, match=r"recording .*x\.run\.gz.*"):
             vb.recorded(path)
+
+
+@pytest.mark.parametrize("name", ["kvm-mmio-exit-intx-d1", "kvm-ioeventfd-irqfd-d1", "linux-ours-d1"])
+def test_a_printed_trace_point_keeps_to_its_columns(name: str) -> None:
+    points = vb.recorded(name).trace or []
+    lines = [str(point._replace(t_ns=point.t_ns - points[0].t_ns)) for point in points]
+    assert {line.index(point.key, 40) for line, point in zip(lines, points, strict=True)} == {45}
+    assert not [line for line in lines if "…" in line], "every context that a machine has is shown whole"
+
+
+def test_a_printed_trace_point_cuts_a_long_name_of_a_job() -> None:
+    point = TraceEvent(1000, "vCPU 0 a-job-with-a-long-name", "vCPU 0", "virtqueue_pop", (1,))
+    assert str(point) == "       1.000 µs  D5  vCPU 0 a-job-with-a-l…  virtqueue_pop                  vq_head=0:1"
+    assert point.context == "vCPU 0 a-job-with-a-long-name"

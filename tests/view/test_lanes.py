@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import vblklab as vb
 from vblklab.errors import ConfigError
 from vblklab.events import EVENTS
 from vblklab.trace.run import TraceEvent
@@ -119,3 +120,30 @@ def test_eight_kinds_beside_the_names_of_the_lanes_take_two_rows() -> None:
     kinds = [trace for trace in fig.data if trace.legend == "legend2"]
     assert len(kinds) == 8
     assert (1 - fig.layout.legend2.y) * fig.layout.height + 2 * 20 <= fig.layout.margin.t, "the legend runs into the first lane"
+
+
+READS = vb.Fio(rw="randread", bs=4096, iodepth=1, number_ios=20)
+ALWAYS = {"vCPU 0", "KVM", "host", "disk"}
+
+
+@pytest.mark.parametrize(("wiring", "threads"), [
+    (dict(kick="ioeventfd", call="irqfd"), {"iothread"}),
+    (dict(kick="ioeventfd", call="intx"), {"iothread", "main loop"}),
+    (dict(kick="ioeventfd", call="intx", iothread=False), {"main loop"}),
+    (dict(kick="mmio-exit", call="irqfd"), {"main loop"}),
+    (dict(kick="mmio-exit", call="intx"), {"main loop"}),
+])
+def test_each_thread_that_works_has_a_lane(wiring: dict[str, Any], threads: set[str]) -> None:
+    fig = vb.Pipeline(app=READS, kvm=vb.Kvm(**wiring)).run(vb.SimMachine()).lanes()
+    assert set(_lanes(fig)) == ALWAYS | threads
+
+
+@pytest.mark.parametrize(("call", "key"), [("intx", "kvm_set_irq"), ("msi", "kvm_msi_set_irq")])
+def test_the_main_loop_that_raises_the_interrupt_is_drawn_doing_it(call: str, key: str) -> None:
+    vm = vb.Pipeline(app=READS, transport=vb.Pci(), kvm=vb.Kvm(call=call)).boot(vb.SimMachine())
+    event = vm.step_until(key)
+    assert event is not None and (event.context, event.lane) == ("main loop", "main loop")
+    run = vm.run()
+    assert {e.lane for e in run.trace if e.context == "main loop"} == {"main loop"}
+    drawn = [trace.customdata[i] for trace, i in _bars(run.lanes()) if trace.customdata[i][1] == "main loop"]
+    assert {each[0] for each in drawn} == {key} and len(drawn) == 3, "an interrupt for each of the three I/Os"

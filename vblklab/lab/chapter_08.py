@@ -10,12 +10,14 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .._data import DATA
 from ..device import VirtioBlkDevice
-from ..errors import ConfigError, GuestCommandFailed, NotHere
+from ..errors import ConfigError, GuestCommandFailed, GuestTimeout, NotHere
+from ..peer import LinuxGuest
 from ..trace.run import Run
 from .answers import number, one_of
 from .check import Verdict, prediction, question, right, wrong
@@ -27,29 +29,48 @@ _WHOSE = one_of(ours="python our mine", qemu="c qemus")
 _ANSWER = one_of(yes="y survives lives", no="n dies panics")
 
 
-def linux_on(device: Any = None, disk: Any = None, *, console: bool = False, recording: str | Path | None = None) -> LinuxOn:
+def linux_on(
+    device: Any = None,
+    disk: Any = None,
+    *,
+    console: bool = False,
+    recording: str | Path | None = None,
+    boot_timeout_s: float = LinuxGuest.boot_timeout_s,
+) -> LinuxOn:
     """Boot a stock Linux whose /dev/vda is ``device``, served from a process of its own over ``disk``.
 
-    ``console=True`` shows what the kernel prints, as it comes.  Where this machine has no QEMU or no kernel for it, says so in one
-    line and answers from a recording of the same commands.
+    ``console=True`` shows what the kernel prints, as it comes.  Where this machine has no QEMU or no kernel for it, or the guest has not
+    booted after ``boot_timeout_s``, says so in one line and answers from a recording of the same commands; NotHere for a device without.
     """
-    return LinuxOn(VirtioBlkDevice if device is None else device, disk, Path(recording or DATA / RECORDING), console)
+    guest = LinuxGuest(boot_timeout_s=boot_timeout_s)
+    return LinuxOn(VirtioBlkDevice if device is None else device, disk, Path(recording or DATA / RECORDING), guest, console)
 
 
 def linux_run(recipe: Any, recording: str) -> Any:
-    """Boot a recipe with a real guest and run its job; the recorded run of that name where this machine has no guest, and says so."""
+    """Boot a recipe with a real guest and run its job; the recorded run of that name where no guest boots here in time, and says so."""
     from ..machine.guest_run import recorded
     from ..machine.vhost_user import VhostUserMachine
 
     if LinuxOn._open is not None:
         LinuxOn._open.close()
     try:
-        with recipe.boot(VhostUserMachine()) as vm:
-            return vm.run()
+        with _up_in_time():
+            vm = recipe.boot(VhostUserMachine())
     except NotHere as missing:
         run = recorded(recording)
         LinuxOn.say_missing(missing, f"{run.title}, {run.provenance['date'][:10]}")
         return run
+    with vm:
+        return vm.run()
+
+
+@contextlib.contextmanager
+def _up_in_time() -> Iterator[None]:
+    """A guest that takes too long to boot is one that this machine does not have."""
+    try:
+        yield
+    except GuestTimeout as slow:
+        raise NotHere(slow.what, f"{slow.remedy}; run the cell again when this machine has less to do") from None
 
 
 def scratch_image(size: int) -> str:
@@ -69,7 +90,7 @@ class LinuxOn:
     _said_missing = ""
     transcripts: dict[str, list[dict[str, Any]]] = {}  # noqa: RUF012 - what was asked in this process, for a new recording
 
-    def __init__(self, device: Any, disk: Any, recording: Path, console: bool = False) -> None:
+    def __init__(self, device: Any, disk: Any, recording: Path, guest: LinuxGuest, console: bool = False) -> None:
         if LinuxOn._open is not None:
             LinuxOn._open.close()
         self.name = device.__name__ if isinstance(device, type) else repr(device)
@@ -80,22 +101,25 @@ class LinuxOn:
         self.served: Any
         self.guest = self.served = None
         try:
-            self._boot(device, disk, console)
+            with _up_in_time():
+                self._boot(device, disk, guest, console)
             self.provenance = f"{self.run('uname -r').strip()} under QEMU ({self.guest.accel}), now"
         except NotHere as missing:
             self.close()
             self._read(recording, missing)
         LinuxOn._open = self
 
-    def _boot(self, device: Any, disk: Any, console: bool) -> None:
+    def _boot(self, device: Any, disk: Any, guest: LinuxGuest, console: bool) -> None:
         from ..machine.serve import serve
-        from ..peer import LinuxGuest, VhostUserDisk
+        from ..peer import VhostUserDisk
 
         self.served = serve(device, disk, show=_show)
+        bar = _Bar()
         try:
-            shown: dict[str, Any] = {"console": _print} if console else {"progress": _Bar()}
-            self.guest = LinuxGuest().boot([VhostUserDisk(self.served.socket)], **shown)
+            shown: dict[str, Any] = {"console": _print} if console else {"progress": bar}
+            self.guest = guest.boot([VhostUserDisk(self.served.socket)], **shown)
         except BaseException:
+            bar.end()
             self.served.close()
             raise
 
@@ -221,8 +245,16 @@ class _Bar:
     def __call__(self, fraction: float, what: str) -> None:
         line = f"boot {fraction:4.0%} {what}"
         with contextlib.suppress(ValueError, OSError):
-            print(f"\r{line:<{len(self._shown)}}", end="\n" if fraction >= 1 else "", flush=True)
+            print(f"\r{line:<{len(self._shown)}}", end="", flush=True)
         self._shown = line
+        if fraction >= 1:
+            self.end()
+
+    def end(self) -> None:
+        """What is printed next stands on a line of its own."""
+        if self._shown:
+            _print("\n")
+        self._shown = ""
 
 
 def _summary(result: dict[str, Any]) -> dict[str, float]:

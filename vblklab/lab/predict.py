@@ -15,7 +15,7 @@ from ..errors import ConfigError, VblkError
 from ..events import STEPS
 from ..kvm import host as kvm_host
 from ..machine.costs import CostTable
-from ..machine.like import Shape, shape_of, store_of
+from ..machine.like import Shape, in_flight, shape_of, store_of
 from ..machine.sim import SimMachine
 from ..stats import Histogram
 from ..trace.run import Run
@@ -57,13 +57,17 @@ class StepError:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A model and a measurement of one recipe.  ``table`` is the cost table of the model; ``steps`` end with the total."""
+    """A model and a measurement of one recipe.  ``table`` is the cost table of the model; ``steps`` end with the total.
+
+    ``in_flight`` is how many I/Os the recipe keeps in flight; the model is made for one, and the verdict says so for more.
+    """
 
     model: Run
     measured: Run
     table: CostTable
     steps: tuple[StepError, ...]
     notes: tuple[str, ...]
+    in_flight: int = 1
 
     @property
     def total(self) -> StepError:
@@ -78,6 +82,10 @@ class Prediction:
     @property
     def verdict(self) -> str:
         """One line: predicted, measured, the error, and by which rule the prediction holds, or that it missed."""
+        return self._compared + (f"; the model is made for one I/O in flight, not for {self.in_flight}" if self.in_flight > 1 else "")
+
+    @property
+    def _compared(self) -> str:
         one = self.total
         said = f"predicted {one.model_ns / 1e3:.1f} µs an I/O, measured {one.measured_ns / 1e3:.1f} µs (median): {_percent(one.error, 1)}"
         quartiles = f"p25 to p75, {one.p25_ns / 1e3:.1f} to {one.p75_ns / 1e3:.1f} µs"
@@ -153,7 +161,9 @@ def predict(
     - the length of preadv and pwritev, out of these runs: the straight line through the two block sizes;
     - with KVM the way of the doorbell, by ioeventfd and by an exit, out of loops over a vCPU without rings.
 
-    The model is then ``SimMachine(costs=table, like=machine)``: one number an I/O.  Wake-ups differ by where threads run, so driver and
+    The model is then ``SimMachine(costs=table, like=machine)``: one number an I/O.  It is made for one I/O in flight: with more it misses
+    badly, often by half, because how long driver and device keep each other waiting is not in any of these parts; the verdict, the
+    notes and the figure say so.  Wake-ups differ by where threads run, so driver and
     device keep to a CPU each (``cpus`` of the machine, by default two of this process's), in all of these runs.
     """
     if not isinstance(rounds, int) or rounds < 2:
@@ -210,11 +220,14 @@ def _report(recipe: Any, machine: Any, shape: Shape, table: CostTable, runs: lis
         f"a median of a sum is not the sum of medians: the measured ones of the steps add up to {added_ns / 1e3:.1f} µs "
         f"(the model {_percent(model_ns / added_ns - 1, 1)}), and the more the machine is disturbed, the further the total is above that"
     )
-    if recipe.app.depth > 1:
-        notes.append(
-            f"iodepth {recipe.app.depth}: calibrated at 1, and a driver at work takes no interrupt, which the model only approximates"
+    most = in_flight(recipe)
+    if most > 1:
+        notes.insert(
+            0,
+            f"{most} I/Os in flight: the model is made for one. It is calibrated at iodepth 1, and how long driver and device keep each "
+            "other waiting, with batches and late interrupts, is not in it: expect it to be off by half",
         )
-    return Prediction(model, measured, table, steps, tuple(notes))
+    return Prediction(model, measured, table, steps, tuple(notes), most)
 
 
 def _pooled(runs: list[Run]) -> Run:

@@ -12,6 +12,7 @@ import select
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -229,6 +230,17 @@ class _KvmLoop(LiveLoop):
         return super()._sleep(0)
 
 
+def _weakly(method: Callable[..., object], *args: object) -> Callable[[], object]:
+    """A call that does not keep the method's object alive: a machine that was dropped ends its threads, if they let it go."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> object:
+        alive = reference()
+        return None if alive is None else alive(*args)
+
+    return call
+
+
 class _MainLoop:
     """A thread beside the vCPU's: it raises interrupts (``calls``: eventfd → what to do), and kicks the vCPU for others."""
 
@@ -244,6 +256,7 @@ class _MainLoop:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="vblklab main loop", daemon=True)
         self._thread.start()
+        self.native_id = self._thread.native_id or 0
 
     def arm(self, timeout_s: float) -> None:
         """Before the vCPU idles: kick it after this time at the latest, or when the control socket is readable."""
@@ -255,7 +268,8 @@ class _MainLoop:
     def close(self) -> None:
         self._stopping = True
         os.eventfd_write(self._wake, 1)
-        self._thread.join()
+        if threading.current_thread() is not self._thread:  # it may be the one that collects a dropped machine
+            self._thread.join()
         self._epoll.close()
         os.close(self._wake)
 
@@ -352,9 +366,9 @@ class KvmVm(LiveVm):
         self._taken = [0] * (len(self._irqs) - 1)
         calls: dict[int, Callable[[], object]] = {}
         if not self._irqfd():
-            calls[fds.calls[0]] = self._raise_line
+            calls[fds.calls[0]] = _weakly(self._raise_line)
             for number, fd in enumerate(fds.calls[1:]):
-                calls[fd] = partial(self._send_message, number)
+                calls[fd] = _weakly(self._send_message, number)
         self._main_loop = _MainLoop(self._control.fileno(), calls, guest.vcpu.kick)
         self._closers.append(self._main_loop.close)
 
@@ -470,6 +484,9 @@ class KvmVm(LiveVm):
             "interrupts_spurious": mail[Mail.SPURIOUS],
             **kernel,
         }
+
+    def _thread_names(self) -> dict[int, str]:
+        return super()._thread_names() | {self._main_loop.native_id: "main loop"}
 
     def _more_counters(self) -> dict[str, int]:
         return self._counters

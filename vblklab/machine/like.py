@@ -34,7 +34,7 @@ from .kvm import KvmMachine
 from .live import LiveMachine
 from .wire import Wire, wire
 
-__all__ = ["NO_HOST", "STORES", "Shape", "TimedSync", "shape_of"]
+__all__ = ["NO_HOST", "STORES", "Shape", "TimedSync", "in_flight", "shape_of"]
 
 Steps = Generator[Any, int, Any]
 _READ, _WRITE = int(Op.READ), int(Op.WRITE)
@@ -68,7 +68,13 @@ class Shape:
         elif self.kvm:
             kick = "is answered by an ioeventfd"
         notes = [f"shape: {self.name}'s. The doorbell {kick}; the device's own thread serves the queue; registers have no points"]
+        notes += [f"shape: {limit}"] if (limit := self.limit(recipe)) else []
         return notes + not_simulated(recipe)
+
+    def limit(self, recipe: Recipe) -> str:
+        """What figures must say where the model is not made for the recipe; else nothing."""
+        most = in_flight(recipe)
+        return f"made for one I/O in flight, times with {most} may be off by half" if most > 1 else ""
 
     def check(self, recipe: Recipe) -> None:
         """ConfigError for a recipe whose live form is not modelled."""
@@ -131,6 +137,11 @@ def shape_of(machine: Any) -> Shape:
     name = type(machine).__name__
     rows = ("kvm" if kvm else "live") + ("-thread" if machine.device == "thread" else "")
     return Shape(name, rows, kvm)
+
+
+def in_flight(recipe: Recipe) -> int:
+    """How many I/Os the recipe's jobs keep in flight together, at most."""
+    return sum(job.iodepth * job.numjobs for job in recipe.app.jobs)
 
 
 def store_of(disk: Any) -> str:

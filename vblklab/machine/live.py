@@ -10,9 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,13 @@ from .live_device import (
     fence,
     recv_message,
     send_message,
+    shared,
     short_turns,
     start_child,
 )
 from .live_log import LiveLog, probe_cost_ns
 from .live_recording import LiveRecording
-from .loop import KEPT_FIRST, LiveLoop, LogEntry
+from .loop import KEPT_FIRST, KEPT_MOST, LiveLoop, LogEntry
 
 __all__ = ["LiveMachine", "LiveVm", "check_cpus", "live_missing"]
 
@@ -184,7 +185,7 @@ class LiveVm:
         self._take_over(kvm, vcpus)
         size = memory_bytes(recipe, device.num_queues, device.seg_max, recipe.queue.size)
         fds, mmio, self._control = self._open_fds(size, device.num_queues, self._messages(device.num_queues))
-        self._words = memoryview(mmap(fds.words, 4096))
+        self._words = shared(fds.words, 4096)
         self._build_guest(fds.memory, size)
         setup = Setup(
             device,
@@ -239,7 +240,7 @@ class LiveVm:
 
     def _build_guest(self, memory_fd: int, size: int) -> None:
         """Our guest but for its transport: memory, a loop, driver and block layer."""
-        self.memory = GuestMemory(memoryview(mmap(memory_fd, size)), fence=fence)
+        self.memory = GuestMemory(shared(memory_fd, size), fence=fence)
         self.pages = GuestPages(self.memory, 0x1000)
         self.loop = self._make_loop()
         self._closers.append(self.loop.close)
@@ -512,6 +513,11 @@ class LiveVm:
         for closer in reversed(self._closers):
             closer()
 
+    def __del__(self) -> None:
+        """A machine that was booted and dropped, as a notebook's cell does that runs twice."""
+        with suppress(Exception):
+            self.close()
+
     # -- the result ------------------------------------------------------------------------------------------------------
 
     @property
@@ -534,18 +540,25 @@ class LiveVm:
 
     def _with_kernel(self, log: list[LogEntry], kernel: Kernel, names: dict[int, str]) -> list[LogEntry]:
         """Both joined, for as long as both are whole; the kernel's contexts go into ``names``."""
-        logs = (self.loop.log or [], (self._result[0] if self._result is not None else None) or [])
-        ends = [each[KEPT_FIRST - 1][0] for each in logs if len(each) >= KEPT_FIRST]
-        ends += [kernel.until_ns] if kernel.until_ns is not None else []
-        threads = {threading.get_native_id(): "vCPU's thread"}
-        threads |= {self._child.pid: "device"} if self._child is not None else {}
-        joined = join_kernel(log, replace(kernel, until_ns=min(ends, default=None), threads=threads))
+        ends = [end for end in (self._whole_ns(), kernel.until_ns) if end is not None]
+        joined = join_kernel(log, replace(kernel, until_ns=min(ends, default=None), threads=self._thread_names()))
         names |= joined.names
         self.notes.append(
             "kernel trace: points of the kernel carry its clock, in place of what Python would have logged for them"
             + (f"; {joined.unmatched:,} of its block events are no request's" if joined.unmatched else "")
         )
         return joined.log
+
+    def _halves(self) -> list[list[LogEntry]]:
+        return [self.loop.log or [], (self._result[0] if self._result is not None else None) or []]
+
+    def _whole_ns(self) -> int | None:
+        """Until when both halves' logs have every point; None: to their ends."""
+        return min((log[KEPT_FIRST - 1][0] for log in self._halves() if len(log) >= KEPT_FIRST), default=None)
+
+    def _thread_names(self) -> dict[int, str]:
+        """Who is who in the kernel's record."""
+        return {threading.get_native_id(): "vCPU's thread"} | ({self._child.pid: "device"} if self._child is not None else {})
 
     def _jobs(self) -> list[JobStat]:
         return [task.stat for task in self.tasks]
@@ -562,10 +575,14 @@ class LiveVm:
         log = self.log()
         tracing = f"{len(log):,} log entries"
         names = {context.number: context.name for context in self.loop.contexts} | {1000: "iothread"}
+        full_ns = min((half[-1][0] for half in self._halves() if len(half) >= KEPT_MOST), default=None)
         if self._kernel is not None:
             log = self._with_kernel(log, self._kernel, names)
-        live_log = self._log = LiveLog(log, names, self._threads, kernel=self._kernel is not None)
+        elif full_ns is not None:
+            log = [entry for entry in log if entry[0] <= full_ns]
+        live_log = self._log = LiveLog(log, names, self._threads, self._kernel is not None, self._whole_ns())
         correlator = live_log.correlate()
+        timed = f"step times of {correlator.matched:,} I/Os" + (f", {correlator.cut:,} more are cut by its gaps" if correlator.cut else "")
         self._run = build_run(
             title=f"{self._title()}{' · kernel trace' if self._kernel is not None else ''} · iodepth {self.recipe.app.depth}",
             rung=self.RUNG,
@@ -577,7 +594,7 @@ class LiveVm:
                 **self._peers(),
                 "cost table": "none: times are measured",
                 "seed": "none",
-                "tracing": f"{tracing}, step times of {correlator.matched:,} I/Os" if self.machine.trace else "off",
+                "tracing": f"{tracing}, {timed}" if self.machine.trace else "off",
                 **({"kernel trace": self._kernel_trace.words()} if self._kernel_trace is not None else {}),
                 "probe cost": f"about {probe_cost_ns():.0f} ns a trace point" if self.machine.trace else "none",
                 "granularity": "an interrupt is taken when the guest waits, a kick when the device's loop turns; counts depend on it",

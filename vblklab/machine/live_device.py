@@ -147,9 +147,8 @@ def _serve(setup: Setup, control: socket.socket) -> None:
     loop = LiveLoop("device:epoll_wait", trace=setup.trace, first_number=1000)
     mmio = socket.socket(fileno=os.dup(fds.mmio))
     try:
-        memory_map = mmap(fds.memory, setup.memory_bytes)
-        words = memoryview(mmap(fds.words, 4096)).cast("I")
-        memory = GuestMemory(memoryview(memory_map), fence=fence)
+        words = shared(fds.words, 4096).cast("I")
+        memory = GuestMemory(shared(fds.memory, setup.memory_bytes), fence=fence)
         device, engine = setup.device, setup.engine
         wire = device_end(setup.transport, setup.vectors, memory, device, fds.calls, words, irqfd=setup.irqfd)
         registers = wire.registers
@@ -285,6 +284,14 @@ def short_turns() -> Callable[[], None]:
                 sys.setswitchinterval(_short_turns["before"])
 
     return end
+
+
+_UNTRACKED: Any = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+
+
+def shared(fd: int, length: int) -> memoryview:
+    """A shared mapping of a file.  It may be looked at after its machine's end, so where Python can it keeps no descriptor open."""
+    return memoryview(mmap(fd, length, **_UNTRACKED))
 
 
 def start_child(

@@ -10,7 +10,7 @@ from typing import Any
 from ..events import EVENTS, GROUPS, STEPS, expand
 from ..trace.correlate import Correlator
 from ..trace.run import TraceEvent
-from .loop import LogEntry
+from .loop import LogEntry, kept_window
 
 __all__ = ["LiveLog", "probe_cost_ns"]
 
@@ -23,25 +23,49 @@ class LiveLog:
     """The points of both halves, and of the kernel if it was traced, in the order of time; ``names`` are those of the contexts.
 
     ``threads``: driver and device were threads of one interpreter, so that a wake-up is the global lock's hand-over.
+    ``whole_ns``: until then both halves kept every point, afterwards those of some windows; None: every point to the end.
     """
 
     entries: Sequence[LogEntry]
     names: Mapping[int, str]
     threads: bool = False
     kernel: bool = False
+    whole_ns: int | None = None
 
     def correlate(self) -> Correlator:
-        """The steps of each I/O that is whole in the log."""
+        """The steps of each I/O that is whole in the log, however long it took; those that a gap cuts are counted (``cut``)."""
         correlator = Correlator(kernel=self.kernel)
-        window = 0
+        starts = self._starts()
+        whole_ns = self.whole_ns
+        open_window = None if whole_ns is None else kept_window(whole_ns)
         for now, _, ev in self.entries:
-            if (now >> 26) - window > 1:
-                correlator.forget()  # points between two windows were not kept
-            window = now >> 26
+            if whole_ns is not None and now > whole_ns:
+                window = kept_window(now)
+                if window != open_window:
+                    correlator.forget()
+                    open_window = window
+                if window is None or now < starts.get(window, now + 1):
+                    continue  # one half's only
             for one in expand(ev) if ev[0] in GROUPS else (ev,):
                 correlator.feed(now, one)
+        if whole_ns is not None:
+            correlator.forget()
         correlator.fold()
         return correlator
+
+    def _starts(self) -> dict[int, int]:
+        """From when on each window has the points of both halves: what a half had begun before the window is not in it."""
+        whole_ns = self.whole_ns
+        if whole_ns is None:
+            return {}
+        firsts: tuple[dict[int, int], dict[int, int]] = {}, {}
+        for now, number, _ in self.entries:
+            if now > whole_ns and number >= 0 and (window := kept_window(now)) is not None:
+                firsts[number >= 1000].setdefault(window, now)
+        starts = {window: max(first, firsts[1][window]) for window, first in firsts[0].items() if window in firsts[1]}
+        if (window := kept_window(whole_ns)) is not None:
+            starts[window] = whole_ns  # its points before were kept too
+        return starts
 
     def split(self, correlator: Correlator) -> dict[str, tuple[float, float]]:
         """Per step, mean ns of kernel and hardware and of Python.  Between two threads a wake-up is the global lock's: Python."""

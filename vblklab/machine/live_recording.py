@@ -54,6 +54,7 @@ class LiveRecording:
             entries.append([t - before, number, *ev])
             before = t
         log = {"names": self.log.names, "threads": self.log.threads, "kernel": self.log.kernel, "entries": entries}
+        log |= {"whole_ns": self.log.whole_ns} if self.log.whole_ns is not None else {}
         text = json.dumps({"form": FORM, "about": self.about, "log": log}, separators=(",", ":"))
         Path(path).write_bytes(gzip.compress(text.encode(), mtime=0))
 
@@ -66,4 +67,5 @@ class LiveRecording:
             entries.append((t, int(number), (str(key), *map(int, args))))
         log = kept["log"]
         names = {int(number): str(name) for number, name in log["names"].items()}
-        return cls(dict(kept["about"]), LiveLog(entries, names, bool(log["threads"]), bool(log["kernel"])))
+        whole_ns = int(log["whole_ns"]) if "whole_ns" in log else None
+        return cls(dict(kept["about"]), LiveLog(entries, names, bool(log["threads"]), bool(log["kernel"]), whole_ns))

@@ -11,16 +11,21 @@ from typing import Any
 from ..errors import ConfigError
 from ..events import EVENTS, GROUPS, WAIT, Spend, Wait
 
-__all__ = ["KEPT_FIRST", "LiveContext", "LiveLoop", "LogEntry"]
+__all__ = ["KEPT_FIRST", "KEPT_MOST", "LiveContext", "LiveLoop", "LogEntry", "kept_window"]
 
 LogEntry = tuple[int, int, Any]
 """(time in ns, context number, event tuple)."""
 
 clock = time.perf_counter_ns
 KEPT_FIRST = 60_000  # log entries that are always kept, about 3,000 I/Os
-_MOST = 300_000
+KEPT_MOST = 300_000
 _LONGEST_SPIN_NS = 1_000_000
 _IDLE = ("wait",)
+
+
+def kept_window(now_ns: int) -> int | None:
+    """The number of the window that is kept of a long run, None between two; ``note`` and ``_run`` ask the same in place."""
+    return None if now_ns >> 26 & 7 else now_ns >> 26
 
 
 class LiveContext:
@@ -174,7 +179,7 @@ class LiveLoop:
     def note(self, now: int, number: int, ev: Any) -> None:
         """Log a point that no context of this loop yields; -1 is nobody's number."""
         log = self.log
-        if log is not None and (len(log) < KEPT_FIRST or (not (now >> 26) & 7 and len(log) < _MOST)):
+        if log is not None and (len(log) < KEPT_FIRST or (not (now >> 26) & 7 and len(log) < KEPT_MOST)):
             log.append((now, number, ev))
 
     def _run(self, context: LiveContext) -> None:
@@ -183,7 +188,7 @@ class LiveLoop:
         now = clock()
         log = self.log
         keep = None
-        if log is not None and (len(log) < KEPT_FIRST or (not (now >> 26) & 7 and len(log) < _MOST)):
+        if log is not None and (len(log) < KEPT_FIRST or (not (now >> 26) & 7 and len(log) < KEPT_MOST)):
             keep = log.append
         number = context.number
         send = context.send

@@ -8,12 +8,16 @@ from typing import Any, NamedTuple
 from ..events import EVENTS, GROUPS, Wait
 from ..trace.correlate import Correlator
 from ..trace.run import TraceEvent
-from .sched import Context, Scheduler
+from .sched import Context, Cpu, Scheduler
 
-__all__ = ["Observer", "Seen", "trace_event"]
+__all__ = ["MainLoop", "Observer", "Seen", "trace_event"]
 
 _ALL = 500  # I/Os whose every step is followed; after them one window in 32 is
 _WINDOWS = 32
+
+
+class MainLoop(Cpu):
+    """QEMU's main loop beside an iothread.  Its calls of KVM are all that is seen of it, so its own lane has them."""
 
 
 class Seen(NamedTuple):
@@ -132,7 +136,8 @@ def trace_event(seen: Seen) -> TraceEvent:
     """A recorded point with the lane that it is drawn in."""
     key = seen.ev[0]
     event = EVENTS.get(key)
-    cpu = seen.context.cpu.name
+    cpu = seen.context.cpu
     if event is not None and event.room == "disk":
         return TraceEvent(seen.now_ns, "drive", "disk", key, seen.ev[1:])
-    return TraceEvent(seen.now_ns, seen.context.name, cpu if event is None else _LANES.get(event.room, cpu), key, seen.ev[1:])
+    lane = cpu.name if event is None or isinstance(cpu, MainLoop) else _LANES.get(event.room, cpu.name)
+    return TraceEvent(seen.now_ns, seen.context.name, lane, key, seen.ev[1:])

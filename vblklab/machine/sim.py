@@ -23,7 +23,7 @@ from ..trace.run import Run, TraceEvent
 from .base import Recipe, build_run, default_vcpus, deferred_interrupt, fresh, fresh_device, memory_bytes
 from .costs import CostTable
 from .like import NO_HOST, shape_of
-from .observe import Observer, Seen, trace_event
+from .observe import MainLoop, Observer, Seen, trace_event
 from .paths import Choice, choose, fuse, lead
 from .sched import Context, Cpu, Scheduler
 from .where import Where, where
@@ -128,7 +128,7 @@ class SimVm:
         own_thread = kvm.has_iothread or shape is not None
         thread = "iothread" if own_thread else "main loop"
         device_cpu = Cpu(thread)
-        main_cpu = Cpu("main loop") if own_thread else device_cpu
+        main_cpu = MainLoop("main loop") if own_thread else device_cpu
         self._device_context = sched.add(thread, device_cpu, self._start_device(), wake_ns=self._ns("wake:device"))
         wake_device = self._device_context.notify
 
@@ -408,6 +408,7 @@ class SimVm:
                 "tracing": f"first {len(self._observer.recorded):,} trace points kept; step times of {self.correlator.matched:,} I/Os",
                 "probe cost": "none: tracing takes no simulated time",
                 "granularity": f"{len(EVENTS)} trace points; others run only between two of them, so the counts depend on it",
+                **self._limit(),
             },
             recipe=self.recipe,
             notes=self.notes,
@@ -430,6 +431,11 @@ class SimVm:
             interrupted=interrupted,
             iolog=self.iolog,
         )
+
+    def _limit(self) -> dict[str, str]:
+        shape = self.machine.shape
+        limit = "" if shape is None else shape.limit(self.recipe)
+        return {"model": limit} if limit else {}
 
     def _as(self) -> str:
         shape = self.machine.shape

@@ -22,15 +22,25 @@ from .real_fio import run_fio
 
 __all__ = ["Completed", "GuestVm", "Listener"]
 
+
+class _Milestone(NamedTuple):
+    """How far the boot is when ``sign`` stands on the console; ``asks_disks``: next the firmware or the drivers read disks."""
+
+    fraction: float
+    what: str
+    sign: str
+    asks_disks: bool = False
+
+
 _MILESTONES = (
-    (0.05, "QEMU runs", ""),
-    (0.15, "the kernel starts", "Linux version"),
-    (0.30, "the kernel finds its CPUs and memory", "smp: Brought up"),
-    (0.40, "the kernel finds its devices", "PCI: Using configuration"),
-    (0.55, "the kernel unpacks the initramfs", "Freeing initrd memory"),
-    (0.70, "the first program runs", "Run /init as init process"),
-    (0.80, "file systems are mounted", "vblklab: mounted"),
-    (0.95, "virtio modules are loaded", "vblklab: modules loaded"),
+    _Milestone(0.05, "QEMU runs", "", asks_disks=True),
+    _Milestone(0.15, "the kernel starts", "Linux version"),
+    _Milestone(0.30, "the kernel finds its CPUs and memory", "smp: Brought up"),
+    _Milestone(0.40, "the kernel finds its devices", "PCI: Using configuration"),
+    _Milestone(0.55, "the kernel unpacks the initramfs", "Freeing initrd memory"),
+    _Milestone(0.70, "the first program runs", "Run /init as init process"),
+    _Milestone(0.80, "file systems are mounted", "vblklab: mounted", asks_disks=True),
+    _Milestone(0.95, "virtio modules are loaded", "vblklab: modules loaded"),
 )
 _PANIC = re.compile(r"Kernel panic - not syncing: .*|---\[ end Kernel panic.*")
 _CONSOLE_LINES = 25
@@ -61,11 +71,11 @@ class Listener:
         if self._progress is None or not self._left:
             return
         self._tail += text
-        reached = [number for number, (_, _, sign) in enumerate(self._left) if sign in self._tail]
+        reached = [number for number, each in enumerate(self._left) if each.sign in self._tail]
         if reached:
-            fraction, what, _ = self._left[reached[-1]]
+            last = self._left[reached[-1]]
             del self._left[: reached[-1] + 1]
-            self._progress(fraction, what)
+            self._progress(last.fraction, last.what)
         self._tail = self._tail[-200:]
 
     def ready(self) -> None:
@@ -177,8 +187,12 @@ class GuestVm:
         try:
             self._channel.greeting(timeout_s)
         except TimeoutError:
-            what = f"the guest (Linux {self.kernel}, {self.accel}) did not boot within {timeout_s:g} s"
-            raise GuestTimeout(what, "give a longer boot_timeout_s, or accel='tcg'", self.console_end) from None
+            reached = [each for each in _MILESTONES if each.sign in self.console][-1]
+            what = f"the guest (Linux {self.kernel}, {self.accel}) did not boot within {timeout_s:g} s (so far: {reached.what})"
+            remedy = "give a longer boot_timeout_s" + (", or accel='tcg'" if self.accel != "tcg" else "")
+            if reached.asks_disks:
+                remedy += ", or look at its disks: here one that does not answer holds the boot up"
+            raise GuestTimeout(what, remedy, self.console_end) from None
         except (EOFError, OSError):
             raise self._died() from None
 

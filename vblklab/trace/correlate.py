@@ -32,18 +32,21 @@ class Correlator:
     """Feeds on trace points, gives per-step histograms and a sample of rows.
 
     ``kernel``: the host kernel's own points are among them.  Then D4 begins where the kernel sees the doorbell's trap.
+    ``cut`` counts the I/Os that were submitted and then forgotten.
     """
 
     def __init__(self, *, kernel: bool = False) -> None:
         self._kernel = kernel
         self.durations = [Histogram() for _ in STEPS]
         self.unmatched = 0
+        self.cut = 0
         self.hard_ns = [0] * len(STEPS)  # live: of each step's total, what kernel and hardware took
         self._finished: list[list[int]] = []
         self._kept: list[Any] = []
         self._kept_rows = 0
         self._stride = 1
         self._seen = 0
+        self._open: dict[int, list[int]] = {}
         self.handlers = self._make_handlers()
 
     @property
@@ -71,11 +74,12 @@ class Correlator:
     def forget(self) -> None:
         """Drop what is half matched: points were skipped."""
         self.fold()
+        self.cut += len(self._open)
         self.handlers = self._make_handlers()
 
     def _make_handlers(self) -> dict[str, Handler]:
         zero = [0] * COLUMNS
-        ios: dict[int, list[int]] = {}
+        ios = self._open = {}
         by_rq: dict[int, list[int]] = {}
         by_head: dict[int, list[int]] = {}
         by_host_rq: dict[int, list[int]] = {}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .ftrace import Record
+from .run import IN_KERNEL
 
 __all__ = ["KERNEL", "KVM_EVENTS", "READS", "WRITES", "Kernel", "KernelJoin", "join_kernel", "kernel_points", "leaves"]
 
@@ -34,7 +35,7 @@ _WORKERS = frozenset(["kvm_set_irq", "kvm_msi_set_irq", "kvm_apic_accept_irq"])
 _INTERRUPTS = frozenset(["irq_handler_entry", "block_rq_complete", "block_bio_complete"])
 
 
-_IN_KERNEL, _IN_INTERRUPT = ", in the kernel", "interrupt, CPU "
+_IN_INTERRUPT = "interrupt, CPU "
 _LAST = frozenset(
     [
         *("kvm_userspace_exit", "kvm_entry", "kvm_apic_accept_irq", "kvm_set_irq", "kvm_msi_set_irq", "kvm_eoi"),
@@ -45,7 +46,7 @@ _LAST = frozenset(
 
 def leaves(key: str, context: str) -> bool:
     """Whether this is the last that the kernel reports for the run, so that it does something else until the context's next point."""
-    in_kernel = context.endswith(_IN_KERNEL) or context.startswith(_IN_INTERRUPT)
+    in_kernel = context.endswith(IN_KERNEL) or context.startswith(_IN_INTERRUPT)
     return key in _LAST if in_kernel else key == "vcpu:irq_handler_entry"
 
 
@@ -199,8 +200,9 @@ class _Join:
         if record.name in _INTERRUPTS:
             name = f"{_IN_INTERRUPT}{record.cpu}"
         else:
-            who = self.kernel.threads.get(record.pid) or f"{record.task or 'thread'} {record.pid}"
-            name = f"{who}{_IN_KERNEL}"
+            unknown = record.task or ("worker" if self.kernel.pids and record.pid not in self.kernel.pids else "thread")
+            who = self.kernel.threads.get(record.pid) or f"{unknown} {record.pid}"
+            name = f"{who}{IN_KERNEL}"
         number = self._numbers.setdefault(name, KERNEL + len(self._numbers))
         self.names[number] = name
         return number

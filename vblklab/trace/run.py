@@ -14,11 +14,18 @@ from ..stats import Histogram, JobStat
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Run", "StepStat", "TraceEvent"]
+__all__ = ["IN_KERNEL", "Run", "StepStat", "TraceEvent"]
+
+IN_KERNEL = ", in the kernel"
+"""How the name of a context ends that was seen by the host's kernel."""
+_CONTEXT = 22
 
 
 class TraceEvent(NamedTuple):
-    """One recorded point: when, which context on which lane, its key and its ints.  Key ``wait``: the context goes idle."""
+    """One recorded point: when, which context on which lane, its key and its ints.  Key ``wait``: the context goes idle.
+
+    Printed it is one line of aligned columns, in which a long name of a context is cut.
+    """
 
     t_ns: int
     context: str
@@ -31,7 +38,10 @@ class TraceEvent(NamedTuple):
         names = event.args if event else ()
         args = " ".join(f"{name}={_number(name, value)}" for name, value in zip(names, self.args, strict=False))
         step = event.step if event else ""
-        return f"{self.t_ns / 1000:12.3f} µs  {step:2}  {self.context:<18}  {self.key:<30} {args}".rstrip()
+        context = self.context.replace(IN_KERNEL, ", kernel")
+        if len(context) > _CONTEXT:
+            context = f"{context[: _CONTEXT - 1]}…"
+        return f"{self.t_ns / 1000:12.3f} µs  {step:2}  {context:<{_CONTEXT}}  {self.key:<30} {args}".rstrip()
 
 
 def _number(name: str, value: int) -> str:
@@ -175,7 +185,7 @@ class Run:
         return waterfall(self, *others, **options)
 
     def lanes(self, **options: Any) -> Any:
-        """Swim lanes over time: vCPU, KVM, iothread, host, disk."""
+        """Swim lanes over time: vCPU, KVM, iothread, main loop, host, disk."""
         from ..view import lanes
 
         return lanes(self, **options)

@@ -34,7 +34,9 @@ class _Bar:
 
 
 def lanes(run: RunLike, start_ns: int | None = None, end_ns: int | None = None, unit: str = "us") -> go.Figure:
-    """Draw which context runs when: lanes for vCPUs, KVM, iothread or main loop, host and disk; bars coloured by room.
+    """Draw which context runs when: lanes for vCPUs, KVM, iothread, main loop, host and disk; bars coloured by room.
+
+    The kernel's work for a thread of QEMU is on the lanes KVM and host; where a main loop only raises interrupts, its calls are on its own.
 
     ``start_ns`` and ``end_ns`` count from the trace's first event; without them the window holds about the first three I/Os.
     A bar lasts from its trace point to the same context's next one; where the kernel's work ends, its last point is a line.

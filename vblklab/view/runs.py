@@ -33,7 +33,7 @@ __all__ = [
 MOST_RUNS = 6
 UNITS = {"ns": (1.0, "ns"), "us": (1e3, "µs"), "ms": (1e6, "ms")}
 _SHOWN = {
-    True: {"cost table": "cost table {}", "seed": "seed {}"},
+    True: {"model": "model {}", "cost table": "cost table {}", "seed": "seed {}"},
     False: {"host": "{}", "cpu": "{}", "kernel": "kernel {}", "kvm": "KVM: {}", "python": "{}", "tracing": "tracing: {}",
             "kernel trace": "kernel trace: {}",            "clock": "{}", "probe cost": "probe cost {}"},
 }
