@@ -194,10 +194,13 @@ BREAKS: list[tuple[Patch, str]] = [
     (the_interrupt_is_acknowledged_after_the_ring_was_looked_at, "plain"),
     (who_runs_the_queue_does_not_look_again, "crowded"),
 ]
+SOON = {the_driver_reads_the_event_word_before_it_publishes: 250, the_device_reads_the_event_word_before_it_publishes: 900}
+"""Without event indices few seeds show these breaks: where the walk through all of them begins, a little before one that does."""
 
 
 @pytest.mark.parametrize("event_idx", [True, False])
 @pytest.mark.parametrize(("patch", "road"), BREAKS, ids=lambda value: value.__name__ if callable(value) else None)
 def test_some_schedule_hangs_when(patch: Patch, road: str, event_idx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     patch(monkeypatch)
-    assert any(hangs(ROADS[road], seed, event_idx) for seed in range(MOST))
+    first = 0 if event_idx else SOON.get(patch, 0)
+    assert any(hangs(ROADS[road], seed, event_idx) for seed in (*range(first, MOST), *range(first)))

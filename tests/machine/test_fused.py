@@ -129,8 +129,17 @@ def same(one: dict[str, Any], other: dict[str, Any], but: tuple[str, ...] = ()) 
             assert value == other[name], name
 
 
-@pytest.mark.parametrize("make", RECIPES.values(), ids=RECIPES)
-@pytest.mark.parametrize("options", [{}, {"interleave": "random", "seed": 7}, {"seed": 3}], ids=["cost", "random", "seed 3"])
+def in_turn() -> list[Any]:
+    """Each recipe as the costs have it and with one of two other schedules; with both if the run is long."""
+    found = []
+    for turn, (name, make) in enumerate(RECIPES.items()):
+        found.append(pytest.param(make, {}, id=f"{name}-cost"))
+        for number, (also, options) in enumerate({"random": {"interleave": "random", "seed": 7}, "seed 3": {"seed": 3}}.items()):
+            found.append(pytest.param(make, options, id=f"{name}-{also}", marks=[pytest.mark.long] if (turn + number) % 2 else []))
+    return found
+
+
+@pytest.mark.parametrize(("make", "options"), in_turn())
 def test_the_whole_trace_is_the_same(make: Any, options: dict[str, Any]) -> None:
     same(ended(make, "auto", trace=True, **options), ended(make, "off", trace=True, **options))
 
