@@ -12,6 +12,9 @@ FIRST_LAB := $(firstword $(wildcard labs/00_*.ipynb) labs)
 # A file stays with one worker, which makes its fixtures once.  In the order of the files: those with few tests may be the longest.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
+# Many tests and every lab start processes: without bytecode each of them would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # A Python that was asked for by name gets a stamp of its own, so that asking for another one makes .venv again.
 ifeq ($(origin PYTHON),undefined)
 PYTHON := python3

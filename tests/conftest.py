@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import shlex
 import shutil
 import tempfile
 import time
@@ -105,19 +106,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     if path is None:
         return
     stats = terminalreporter.stats
+    ended = {0: "all passed", 1: "some failed", 2: "interrupted before the end"}.get(int(exitstatus), f"exit status {int(exitstatus)}")
     counts = [f"{len(stats[name])} {name}" for name in ("passed", "failed", "error", "skipped", "xfailed") if stats.get(name)]
     skipped = sorted({str(report.longrepr[2]).removeprefix("Skipped: ") for report in stats.get("skipped", [])})
     calls = [report for name in ("passed", "failed") for report in stats.get(name, []) if report.when == "call"]
     slowest = sorted(calls, key=lambda report: -report.duration)[:20]
     failed = [report.nodeid for name in ("failed", "error") for report in stats.get(name, [])]
+    arguments = [text for text in config.invocation_params.args if not text.startswith("--long-report")]
     minutes = (time.time() - config.stash[_started]) / 60
     lines = [
         "# The last long run",
         "",
-        f"- {time.strftime('%Y-%m-%d', time.gmtime())}, {minutes:.1f} minutes, exit status {int(exitstatus)}",
+        f"- {time.strftime('%Y-%m-%d', time.gmtime())}, {minutes:.1f} minutes, {ended}",
         f"- {', '.join(counts) or 'no test'}",
         f"- Python {platform.python_version()}, {platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} CPUs",
-        "- `make long`; written by `tests/conftest.py`",
+        f"- `pytest {shlex.join(arguments)}`; written by `tests/conftest.py`",
         *[f"- failed: {name}" for name in failed],
         *[f"- skipped: {reason}" for reason in skipped],
         "",

@@ -19,7 +19,7 @@ from vblklab.ring import SplitDevice, SplitDriver
 Steps = Generator[Any, int, Any]
 Patch = Callable[[pytest.MonkeyPatch], None]
 SOUND, MOST = 100, 2000
-"""Seeds that the sound code must pass on each road, and seeds within which a break must show."""
+"""Seeds that the sound code must pass on each road, and seeds within which a break must show; with --long it must pass those too."""
 COSTS = vb.CostTable.load().replace(drive__P4800X__spread=0)  # the schedule is random enough
 
 
@@ -66,7 +66,7 @@ def test_no_schedule_loses_a_notification(road: Callable[[int, bool], vb.Pipelin
 @pytest.mark.parametrize("event_idx", [True, False])
 @pytest.mark.parametrize("road", ROADS.values(), ids=ROADS)
 def test_no_schedule_of_many_loses_a_notification(road: Callable[[int, bool], vb.Pipeline], event_idx: bool) -> None:
-    assert [seed for seed in range(SOUND, 5000) if hangs(road, seed, event_idx)] == []
+    assert [seed for seed in range(SOUND, MOST) if hangs(road, seed, event_idx)] == []
 
 
 # -- what can be taken away ----------------------------------------------------------------------------------------------------------
@@ -194,10 +194,13 @@ BREAKS: list[tuple[Patch, str]] = [
     (the_interrupt_is_acknowledged_after_the_ring_was_looked_at, "plain"),
     (who_runs_the_queue_does_not_look_again, "crowded"),
 ]
+SOON = {the_driver_reads_the_event_word_before_it_publishes: 250, the_device_reads_the_event_word_before_it_publishes: 900}
+"""Without event indices few seeds show these breaks: where the walk through all of them begins, a little before one that does."""
 
 
 @pytest.mark.parametrize("event_idx", [True, False])
 @pytest.mark.parametrize(("patch", "road"), BREAKS, ids=lambda value: value.__name__ if callable(value) else None)
 def test_some_schedule_hangs_when(patch: Patch, road: str, event_idx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     patch(monkeypatch)
-    assert any(hangs(ROADS[road], seed, event_idx) for seed in range(MOST))
+    first = 0 if event_idx else SOON.get(patch, 0)
+    assert any(hangs(ROADS[road], seed, event_idx) for seed in (*range(first, MOST), *range(first)))

@@ -59,8 +59,18 @@ def reasons() -> list[Reason]:
 
 def reasons_by_id(given: Iterable[Reason] | None = None) -> dict[str, Reason]:
     """The reason of each clause that has one, globs expanded; ValueError on a kind, glob or id that cannot be, or two for one clause."""
+    return _expanded(reasons() if given is None else given)
+
+
+@cache
+def written_reasons() -> dict[str, Reason]:
+    """``reasons_by_id()`` of the file, read once: the page asks for each clause."""
+    return reasons_by_id()
+
+
+def _expanded(given: Iterable[Reason]) -> dict[str, Reason]:
     found: dict[str, Reason] = {}
-    for reason in reasons() if given is None else given:
+    for reason in given:
         if reason.kind not in KINDS:
             raise ValueError(f"kind {reason.kind!r} is none of {KINDS}")
         for pattern in reason.ids:

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 
-from tests.conformance.clauses import ROOT, Clause, clauses, reasons_by_id, shown_by
+from tests.conformance.clauses import ROOT, Clause, clauses, shown_by, written_reasons
 from tests.conformance.mutants import mutants, results
 
 REPORT = ROOT / "docs" / "conformance.md"
@@ -35,7 +35,7 @@ def verdict(clause: Clause) -> str:
     """tested, not applicable, not observable or open."""
     if clause.id in shown_by():
         return "tested"
-    reason = reasons_by_id().get(clause.id)
+    reason = written_reasons().get(clause.id)
     return reason.kind if reason else "open"
 
 
@@ -48,7 +48,7 @@ def _shown_by(clause: Clause) -> str:
     found = shown_by().get(clause.id)
     if found:
         return "<br>".join(_short(test) for test in found)
-    reason = reasons_by_id().get(clause.id)
+    reason = written_reasons().get(clause.id)
     return reason.reason if reason else ""
 
 

@@ -1,4 +1,4 @@
-"""The same targets under a coverage-guided fuzzer, where there is one: ``python -m tests.fuzz.guided ring -runs=100000``.
+"""The same targets under a coverage-guided fuzzer, where there is one: ``python -m tests.fuzz.guided ring -runs=20000``.
 
 Needs atheris, which is no dependency.  Options behind the target's name are libFuzzer's.
 """

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vblklab as vb
@@ -187,6 +187,7 @@ def test_a_good_answer_with_a_garbage_run_never_raises(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", names())
+@settings(max_examples=settings.default.max_examples // 4)  # type: ignore[union-attr]
 @given(
     answer=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.sampled_from(STEPS) | st.binary(max_size=4),

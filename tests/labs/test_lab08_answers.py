@@ -14,6 +14,7 @@ NAME = "08_a_real_guest"
 ANSWERS = reference_answers(NAME)
 REVEALS = ("reveal-exception", "reveal-bugs", "kill", "reveal-steps")
 FOUR_BUGS = frozenset({"predict-bugs", "wrong-length", "status-first", "no-flush", "lost", "reveal-bugs"})
+SUITE = FOUR_BUGS | {"real-runs", "predict-steps", "model", "reveal-steps"}  # tests/machine/test_linux_vm.py measures both of them
 BOOTS_S = 1200.0  # eleven boots, each of which takes its time on a busy machine
 
 
@@ -39,7 +40,9 @@ def test_the_answers_are_right_on_the_recording(tmp_path: Path) -> None:
 
 @pytest.mark.guest
 @pytest.mark.parametrize(
-    "without", [FOUR_BUGS, pytest.param(frozenset(), marks=pytest.mark.long)], ids=["without the four bugs, six boots", "whole"]
+    "without",
+    [SUITE, pytest.param(frozenset(), marks=pytest.mark.long)],
+    ids=["three boots: bytes, exception, kill", "whole"],
 )
 def test_the_answers_are_right_on_a_real_guest(without: frozenset[str], tmp_path: Path) -> None:
     shown = solved(tmp_path, {"VBLKLAB_CACHE": str(cache_folder())}, without)

@@ -254,8 +254,13 @@ def test_a_flood_of_kicks_and_a_front_end_that_leaves_with_work_undone(unharmed:
 # -- rings -------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("start", [0, 65533])
-@pytest.mark.parametrize("name", HOSTILE)
+def in_turn() -> list[Any]:
+    """Each kind at one of two places of the ring, the second of them just before its indices wrap; at both if the run is long."""
+    pairs = [(name, start, (at + (start > 0)) % 2) for at, name in enumerate(HOSTILE) for start in (0, 65533)]
+    return [pytest.param(name, start, marks=[pytest.mark.long] if other else []) for name, start, other in pairs]
+
+
+@pytest.mark.parametrize(("name", "start"), in_turn())
 def test_a_ring_malformed_in_any_way_stops_its_queue(name: str, start: int, unharmed: Served) -> None:
     errors, said = unharmed.counters()["queue errors"], len(unharmed.lines)
     with RawFrontEnd(unharmed, start=start) as front:

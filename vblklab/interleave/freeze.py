@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import marshal
 from collections import deque
+from functools import cache
 from hashlib import blake2b
 from types import FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any
@@ -40,37 +41,55 @@ def key_of(system: System) -> bytes:
 
 
 def _frozen(thing: Any, memo: dict[int, int]) -> Any:
-    if type(thing) in _PLAIN:
+    kind: Any = type(thing)
+    if kind in _PLAIN:
         return thing
-    if isinstance(thing, int):
+    how = _how(kind)
+    if how is int:
         return int(thing)  # a member of an enumeration
-    if isinstance(thing, _SKIP) or (callable(thing) and isinstance(thing, (FunctionType, MethodType))):
+    if how is None:
         return "."
-    if isinstance(thing, memoryview):
+    if how is memoryview:
         return len(thing)
     if id(thing) in memo:
         return "@", memo[id(thing)]
     memo[id(thing)] = len(memo)
-    if isinstance(thing, GeneratorType):
+    # Most of what is in there is plain: a call for each of them would be most of the time.
+    if how is GeneratorType:
         frame = thing.gi_frame
         if frame is None:
             return "ended"
-        local = tuple((name, _frozen(value, memo)) for name, value in frame.f_locals.items())
+        local = tuple([(name, one if type(one) in _PLAIN else _frozen(one, memo)) for name, one in frame.f_locals.items()])
         return thing.__name__, frame.f_lasti, local, _frozen(thing.gi_yieldfrom, memo)
-    if isinstance(thing, (list, tuple, deque)):
-        return tuple(_frozen(one, memo) for one in thing)
-    if isinstance(thing, (set, frozenset)):
+    if how is tuple:
+        return tuple([one if type(one) in _PLAIN else _frozen(one, memo) for one in thing])
+    if how is set:
         return tuple(sorted(repr(_frozen(one, memo)) for one in thing))
-    if isinstance(thing, dict):
-        return tuple((_frozen(name, memo), _frozen(value, memo)) for name, value in thing.items())
-    return type(thing).__name__, tuple((name, _frozen(value, memo)) for name, value in _attributes(thing))
+    if how is dict:
+        return tuple([(_frozen(name, memo), one if type(one) in _PLAIN else _frozen(one, memo)) for name, one in thing.items()])
+    return kind.__name__, tuple([(name, one if type(one) in _PLAIN else _frozen(one, memo)) for name, one in _attributes(thing, kind)])
 
 
-def _attributes(thing: Any) -> list[tuple[str, Any]]:
-    found = list(getattr(thing, "__dict__", {}).items())
-    for cls in type(thing).__mro__:
-        slots = cls.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if hasattr(thing, name):
-                found.append((name, getattr(thing, name)))
-    return [(name, value) for name, value in found if name not in _COUNTED]
+@cache
+def _how(kind: type) -> type | None:
+    """What to take a thing of this class for; None if it is left out."""
+    if issubclass(kind, int):
+        return int
+    if issubclass(kind, (*_SKIP, FunctionType, MethodType)):
+        return None
+    for like, taken_for in ((memoryview, memoryview), (GeneratorType, GeneratorType), ((list, tuple, deque), tuple), (dict, dict)):
+        if issubclass(kind, like):
+            return taken_for
+    return set if issubclass(kind, (set, frozenset)) else object
+
+
+def _attributes(thing: Any, kind: Any) -> list[tuple[str, Any]]:
+    found = [one for one in getattr(thing, "__dict__", {}).items() if one[0] not in _COUNTED]
+    found += [(name, getattr(thing, name)) for name in _slots(kind) if hasattr(thing, name)]
+    return found
+
+
+@cache
+def _slots(kind: type) -> list[str]:
+    every = (each.__dict__.get("__slots__", ()) for each in kind.__mro__)
+    return [name for slots in every for name in ((slots,) if isinstance(slots, str) else slots) if name not in _COUNTED]

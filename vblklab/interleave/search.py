@@ -59,18 +59,18 @@ def search(setup: Setup, most_states: int) -> Graph:
     known[key_of(system)] = 0
     graph.steps.append([])
     path: list[str] = []
-    stack = [(0, system.enabled(), 0)]
+    stack = [(0, system.enabled(), 0, system.looks())]
     while stack:
-        state, choices, at = stack.pop()
+        state, choices, at, looks = stack.pop()
         if at == len(choices):
             counts[state] = sum(counts.get(to, 0) for _, to in graph.steps[state]) if choices else 1
             if path:
                 path.pop()
             system = None
             continue
-        stack.append((state, choices, at + 1))
+        stack.append((state, choices, at + 1, looks))
         if system is None:
-            system = System(setup)
+            system = System(setup, looks)
             for who in path:
                 system.take(who)
         who = choices[at]
@@ -93,7 +93,7 @@ def search(setup: Setup, most_states: int) -> Graph:
                 graph.violations[to] = lost
         graph.steps[state].append((who, to))
         if fresh and lost is None and len(known) < most_states:
-            stack.append((to, enabled, 0))
+            stack.append((to, enabled, 0, system.looks()))
             continue
         if fresh:
             counts[to] = 1

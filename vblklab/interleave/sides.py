@@ -7,7 +7,7 @@ empties it.  What one trace point's code stores becomes visible as a whole: orde
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -32,7 +32,8 @@ class Stores(NamedTuple):
 class Side:
     """One CPU's view of guest memory, and its stores that the other does not see yet."""
 
-    def __init__(self, name: str, size: int) -> None:
+    def __init__(self, name: str, size: int, told: Sequence[Stores | None] = ()) -> None:
+        """``told``: what the first looks at memory find, known from the same steps taken before."""
         self.name = name
         self.bytes = bytearray(size)
         self.memory = GuestMemory(self.bytes, fence=self.fence)
@@ -40,24 +41,40 @@ class Side:
         self.touched = False
         self.stored: list[Stores] = []
         self.other: Side
+        self.looks: list[Stores | None] = []  # what each look at memory found
+        self._told = told
         self._seen = bytes(size)
 
     def begin(self) -> None:
         """A step of this side begins."""
         self.touched = False
         self.stored = []
-        self._seen = bytes(self.bytes)
+        if len(self.looks) >= len(self._told):
+            self._seen = bytes(self.bytes)
 
     def collect(self) -> None:
         """Put what was stored since the last look into the buffer."""
+        number = len(self.looks)
+        if number < len(self._told):
+            stores = self._told[number]
+            if number + 1 == len(self._told):
+                self._seen = bytes(self.bytes)
+        else:
+            stores = self._stored()
+        self.looks.append(stores)
+        if stores is not None:
+            self.pending.append(stores)
+            self.stored.append(stores)
+            self.touched = True
+
+    def _stored(self) -> Stores | None:
+        """What was stored since the last look, None if nothing."""
         now = self.bytes
         if now == self._seen:
-            return
+            return None
         stores = Stores(tuple(changes(self._seen, now)))
-        self.pending.append(stores)
-        self.stored.append(stores)
         self._seen = bytes(now)
-        self.touched = True
+        return stores
 
     def fence(self) -> None:
         """A full barrier: everything stored so far is visible before the next load."""

@@ -8,7 +8,7 @@ commutes with everything, so no schedule is lost by not interrupting it.
 from __future__ import annotations
 
 import errno
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -23,11 +23,13 @@ from ..spec.virtio import Feature
 from ..spec.virtio_blk import REQ_HEADER_BYTES, BlkFeature
 from ..spec.virtio_mmio import Interrupt, Reg
 from ..transport import InterruptStatus
-from .sides import Side, watched
+from .sides import Side, Stores, watched
 
 __all__ = ["Setup", "System", "Violation"]
 
 Steps = Generator[Any, int, Any]
+Told = tuple[Sequence[Stores | None], Sequence[Stores | None]]
+"""Of the driver's side and of the device's."""
 _SECTOR = 512
 _VRING = int(Interrupt.VRING)
 _MOST_POINTS = 400
@@ -128,11 +130,12 @@ class _Stack:
 class System:
     """Made fresh for each schedule.  ``enabled()`` says who can take a step, ``take(who)`` takes it and says what happened."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, told: Told = ((), ())) -> None:
+        """``told``: what ``looks()`` of another system said, which took the steps that this one takes first."""
         self.setup = setup
         count = setup.buffers
         size = _memory_bytes(setup)
-        self.guest, self.host = Side("driver", size), Side("device", size)
+        self.guest, self.host = Side("driver", size, told[0]), Side("device", size, told[1])
         self.guest.other, self.host.other = self.host, self.guest
         self.status = InterruptStatus()
         self.kicks = self.interrupts = 0
@@ -268,6 +271,10 @@ class System:
         if self.host.pending:
             found.append("device's stores")
         return found
+
+    def looks(self) -> Told:
+        """What each look of a side at its memory found so far: a system that is led the same way need not compare it again."""
+        return tuple(self.guest.looks), tuple(self.host.looks)
 
     def take(self, who: str) -> tuple[tuple[str, ...], tuple[tuple[int, bytes], ...]]:
         """One step: the trace points it passed and what it stored.  Raises Violation."""
