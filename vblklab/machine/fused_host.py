@@ -299,7 +299,7 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                             rq.segments = op.segments
                             rq.bios = batch
                             now += c_bio
-                            if held and now >= heap[0][0]:
+                            if now >= heap[0][0]:
                                 now = yield now if heap[0][0] >= 0 else (now, "host:bio_to_request", op.io, sector, length >> 9, rq.key)
                                 held = sched.held
                             if hctx.dispatch or not driver.free or driver._held:
@@ -312,7 +312,7 @@ def device_loop(vm: Any, hardware: Any) -> Steps:
                             else:
                                 driver.free -= 1
                                 now += c_command
-                                if held and now >= heap[0][0]:
+                                if (held or hctx.running) and now >= heap[0][0]:
                                     now = yield now if heap[0][0] >= 0 else (now, "nvme_command", rq.key, 0)
                                     held = sched.held
                                 fetch(rq, now)
@@ -418,7 +418,7 @@ def _flush_plug(vm: Any, plug: Plug, fetch: Callable[[Any, int], None], now: int
     plug.clear()
     if not requests:
         return now
-    full = bool(hctx.dispatch) or driver.free < len(requests)
+    full = bool(hctx.dispatch or hctx.running) or driver.free < len(requests)
     if full and now >= heap[0][0] >= 0:  # the drive's interrupt may submit some of them: nothing goes ahead of it
         now = yield now
     held = full or sched.held
