@@ -260,9 +260,7 @@ class Scheduler:
             if not isinstance(context, Context):
                 if context.resume(now) is _END:
                     return False
-            elif context.cpu.pending is not None and not context.cpu.masked and context.interrupt_ns is None:
-                self._preempt(context, now)
-            elif self._turn(context, now, None, budget):
+            elif not self._preempted(context, now) and self._turn(context, now, None, budget):
                 return True
 
     def _run_fused(self, points: int) -> bool:
@@ -310,10 +308,8 @@ class Scheduler:
 
     def _plain(self, context: Context, now: int) -> Any:
         """The turn of a context that is not fused, among fused ones."""
-        if context.cpu.pending is not None and not context.cpu.masked and context.interrupt_ns is None:
-            self._preempt(context, now)
-            return None
-        return _STOP if self._turn(context, now, None, chain((None,), self._budget)) else None
+        ends = not self._preempted(context, now) and self._turn(context, now, None, chain((None,), self._budget))
+        return _STOP if ends else None
 
     def _turn(self, context: Context, now: int, ev: Any, budget: Iterator[None]) -> bool:
         """Run a context until it stops, on from ``ev`` if it has yielded that already.
@@ -373,19 +369,19 @@ class Scheduler:
     def _resume(self, context: Context, now: int) -> Any:
         """A fused context's turn after an interrupt came for its CPU."""
         context.resume = context.send
-        if context.cpu.pending is None or context.cpu.masked:
-            return context.send(now)
-        self._preempt(context, now)
-        return None
+        return None if self._preempted(context, now) else context.send(now)
 
-    def _preempt(self, context: Context, now: int) -> None:
-        """A context that was about to go on gives way to an interrupt."""
+    def _preempted(self, context: Context, now: int) -> bool:
+        """Whether a context that was about to go on has given way to an interrupt."""
         cpu = context.cpu
-        interrupt, cpu.pending = cpu.pending, None
-        assert interrupt is not None
+        interrupt = cpu.pending
+        if interrupt is None or cpu.masked or context.interrupt_ns is not None:
+            return False
+        cpu.pending = None
         cpu.preempted = context
         cpu.current = interrupt
         self._push(now + (interrupt.interrupt_ns or 0), interrupt)
+        return True
 
     def _ended(self, context: Context) -> bool:
         """A context has run to its end; True if it was the last task."""
